@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.rows import Figures
 from benchmarks.gpu.work import Work, median_seconds, part_main, peak_mib, rounded
-from wrpo_engine.training.models.logps import token_logps
+from wrpo_engine.training.models.logps import Head, LogitsBudget, Targets, token_logps
 
 CHUNKS = (512, 1024, 2048, 2092, 4096, 8192)
 """Tokens; 2,092 is what a budget of elements gives if it is not rounded to a multiple of 128."""
@@ -30,20 +31,23 @@ def act(work: Work) -> None:
     targets = torch.randint(work.size.vocabulary, (tokens,), generator=generator, device=work.device)
     exact = exact_logps(hidden, weight, targets)
 
-    options: dict[str, dict[str, Any]] = {"the engine's defaults": {}}
-    options |= {f"chunks of {chunk} tokens": {"chunk": chunk} for chunk in work.pick(CHUNKS, (16, 17))}
-    options |= {"no kept softmax": {"kept_bytes": 0}}
-    for name, chosen in options.items():
+    default = LogitsBudget.of(weight.device.type, len(weight))
+    budgets = {"the engine's defaults": default}
+    budgets |= {
+        f"chunks of {chunk} tokens": replace(default, chunk=chunk, alignment=1) for chunk in work.pick(CHUNKS, (16, 17))
+    }
+    budgets |= {"no kept softmax": replace(default, kept_bytes=0)}
+    for name, chosen in budgets.items():
         work.rows.measure(name, partial(measure, work, hidden, weight, targets, exact, chosen))
     for name, product in PRODUCTS.items():
         work.rows.measure(name, partial(measure_product, work, hidden, weight, targets, exact, product))
 
 
 def measure(
-    work: Work, hidden: Tensor, weight: Tensor, targets: Tensor, exact: Tensor, options: dict[str, Any]
+    work: Work, hidden: Tensor, weight: Tensor, targets: Tensor, exact: Tensor, budget: LogitsBudget
 ) -> Figures:
     def step() -> Tensor:
-        logps = token_logps(hidden, weight, targets, **options).logps_R
+        logps = token_logps(hidden, Head(weight), Targets(targets), budget=budget).logps_R
         torch.autograd.grad(logps.sum(), (hidden, weight))
         return logps.detach()
 

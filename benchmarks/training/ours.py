@@ -37,7 +37,7 @@ from wrpo_engine.training.models.policy import load_policy
 from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog, read_rows
 from wrpo_engine.training.objectives.preference import preference_objective
 from wrpo_engine.training.objectives.tasks import PreferenceTask
-from wrpo_engine.training.reference.log_probs import ReferenceCache, compute_reference
+from wrpo_engine.training.reference.log_probs import ReferenceCache, ReferencePass, compute_reference
 
 NEVER = 10**9
 _REF = ArtifactRef(stage="train", hash="0" * 16)
@@ -137,7 +137,7 @@ def work(specification: dict[str, Any]) -> dict[str, Any]:
         output = VolumeStore(directory, lambda: datetime.now(UTC)).writer(_REF, config={}, inputs={})
         started = monotonic()
         reference = compute_reference(
-            backend, rows, batches, ReferenceCache(output, "reference/"), group, steps_per_part=NEVER
+            ReferencePass(backend, rows, batches, group), ReferenceCache(output, "reference/"), steps_per_part=NEVER
         )
         reference_seconds = monotonic() - started
         train(

@@ -14,7 +14,7 @@ from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.distributed.collectives import computing_device
-from wrpo_engine.training.models.logps import HeadScaling, top_logps
+from wrpo_engine.training.models.logps import Head, HeadScaling, top_logps
 from wrpo_engine.training.models.model import LogpModel, load_causal_lm
 
 _CPU_BATCH_TOKENS = 1024
@@ -39,13 +39,13 @@ class EngineForward:
     def tops(self, rows: Sequence[TokenRow], on_row: Callable[[int], None]) -> Iterator[tuple[int, Top]]:
         """Yield (index, likeliest tokens) of every row, in any order; `on_row` gets the number of finished ones."""
         head = self._model.causal_lm.get_output_embeddings()
-        scaling = HeadScaling.of_config(self._model.causal_lm.config)
+        layer = Head(head.weight, head.bias, HeadScaling.of_config(self._model.causal_lm.config))
         for indices in token_batches([row.num_tokens for row in rows], self._budget):
             batch = collate([rows[index] for index in indices]).to(self._device)
             with torch.no_grad():
                 hidden_RD = self._model.hidden(batch)
                 top_k = min(self._top_k, head.weight.shape[0])
-                found = top_logps(hidden_RD, head.weight, batch.targets_R, top_k, bias_V=head.bias, scaling=scaling)
+                found = top_logps(hidden_RD, layer, batch.targets_R, top_k)
             start = 0
             ids_RK = found.ids_RK.cpu().numpy()
             logps_RK, labels_R = found.logps_RK.float().cpu().numpy(), found.labels_R.float().cpu().numpy()

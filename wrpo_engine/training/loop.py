@@ -25,7 +25,7 @@ from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.evaluation import Evaluation, evaluate
 from wrpo_engine.training.models.attention_flex import uses_segments
 from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
-from wrpo_engine.training.monitoring.metrics import MetricsLog, StepSums, StepTotals
+from wrpo_engine.training.monitoring.metrics import MetricsLog, RankReport, StepSums, StepTotals
 from wrpo_engine.training.monitoring.step_timer import StepPhase, StepTimer
 from wrpo_engine.training.monitoring.throughput import Speedometer, peak_memory_bytes
 from wrpo_engine.training.objectives.divergence import RewardDivergence
@@ -175,11 +175,13 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
             break
     totals = sums.reduced(
         run.group,
-        stop=run.should_stop(),
+        RankReport(
+            stop=run.should_stop(),
+            peak_memory=peak_memory_bytes(),
+            attention_fallback=uses_segments(),
+            phases=run.timer.take(StepPhase.DATA, StepPhase.REFERENCE, StepPhase.FORWARD, StepPhase.BACKWARD),
+        ),
         denominator=item.denominator,
-        peak_memory=peak_memory_bytes(),
-        attention_fallback=uses_segments(),
-        phases=run.timer.take(StepPhase.DATA, StepPhase.REFERENCE, StepPhase.FORWARD, StepPhase.BACKWARD),
     )
     if totals.num_bad_rows:
         raise loss_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
@@ -235,11 +237,7 @@ def _evaluate(run: TrainingRun, done: int, *, stopping: bool = False) -> Evaluat
         return Evaluated.NOT_DUE
     result = evaluate(
         evaluation,
-        run.task,
-        run.backend,
-        run.group,
         done=done,
-        prefetch=run.prefetch,
         observer=run.observer,
         should_stop=lambda: stopping or run.should_stop(),
     )

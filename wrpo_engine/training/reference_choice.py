@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from wrpo_engine.training.attempt import Attempt
-from wrpo_engine.training.backends.base import Backend
-from wrpo_engine.training.batch.batching import BatchPlan
-from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.paths import REFERENCE_DIRECTORY
 from wrpo_engine.training.reference.log_probs import (
     InMemoryReference,
     Reference,
     ReferenceCache,
+    ReferencePass,
     compute_reference,
     reference_fingerprint,
 )
@@ -21,11 +17,7 @@ from wrpo_engine.training.reference.log_probs import (
 def reference_logps(
     attempt: Attempt,
     model: str,
-    rows: Sequence[TokenRow],
-    plan: BatchPlan,
-    backend: Backend,
-    *,
-    on_micro_batch: Callable[[], None] = lambda: None,
+    forward: ReferencePass,
 ) -> Reference:
     """Return the reference of the rows; all ranks call this together, before the backend is restored.
 
@@ -33,18 +25,15 @@ def reference_logps(
     """
     ctx, params, group = attempt.ctx, attempt.params, attempt.group
     if ctx.config.runtime.reference == "in-memory":
-        return InMemoryReference(backend)
-    fingerprint = group.on_main(lambda: reference_fingerprint(model, rows, params.precision, plan.layout))
+        return InMemoryReference(forward.backend)
+    rows, layout = forward.rows, forward.plan.layout
+    fingerprint = group.on_main(lambda: reference_fingerprint(model, rows, params.precision, layout))
     return compute_reference(
-        backend,
-        rows,
-        plan,
+        forward,
         ReferenceCache(ctx.output, f"{REFERENCE_DIRECTORY}/{fingerprint}/"),
-        group,
         steps_per_part=ctx.config.runtime.checkpoint_every_steps,
         should_stop=lambda: ctx.stop.requested,
         on_step=lambda done, total: ctx.progress.update(
-            0, plan.num_steps, message=f"reference log-probabilities: {done} of {total} batches"
+            0, forward.plan.num_steps, message=f"reference log-probabilities: {done} of {total} batches"
         ),
-        on_micro_batch=on_micro_batch,
     )

@@ -29,7 +29,7 @@ from wrpo_engine.training.distributed.network import report_network
 from wrpo_engine.training.evaluation import Evaluation
 from wrpo_engine.training.export.export import gather_weights
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
-from wrpo_engine.training.models.attention_choice import AttentionShape, choose_attention, implementation
+from wrpo_engine.training.models.attention_choice import AttentionShape, Trial, choose_attention, implementation
 from wrpo_engine.training.models.policy import load_frozen, load_policy
 from wrpo_engine.training.monitoring.callbacks import Observer, Observers
 from wrpo_engine.training.monitoring.cpu_training import parameters_of, warn_of_cpu
@@ -42,7 +42,7 @@ from wrpo_engine.training.monitoring.watchdog import Watchdog, make_watchdog
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.tasks import Task
 from wrpo_engine.training.publishing import TrainingResult, publish_model
-from wrpo_engine.training.reference.log_probs import Reference
+from wrpo_engine.training.reference.log_probs import Reference, ReferencePass
 from wrpo_engine.training.reference.self_check import require_plain_results
 from wrpo_engine.training.reference_choice import reference_logps
 from wrpo_engine.training.resuming import restore_run, take_best
@@ -111,7 +111,7 @@ class TrainingSession:
         fetch_journals(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
         layout = workload.plan.layout
         shape = AttentionShape.of(workload.config, getattr(torch, params.precision))
-        choose_attention(runtime.attention, shape, layout, computing_device(), group)
+        choose_attention(runtime.attention, layout, Trial(shape, computing_device()), group)
         needs_frozen = attempt.task.needs_reference and runtime.reference == "in-memory" and params.lora is None
         backend = make_backend(attempt, workload.base, layout, needs_frozen=needs_frozen)
         if not runtime.torch_compile:
@@ -201,9 +201,8 @@ class TrainingSession:
     def _reference(self, rows: Sequence[TokenRow], plan: BatchPlan, watchdog: Watchdog) -> Reference | None:
         if self.workload.model is None or not self.attempt.task.needs_reference:
             return None
-        return reference_logps(
-            self.attempt, self.workload.model, rows, plan, self.backend, on_micro_batch=watchdog.beat
-        )
+        forward = ReferencePass(self.backend, rows, plan, self.attempt.group, on_micro_batch=watchdog.beat)
+        return reference_logps(self.attempt, self.workload.model, forward)
 
     def _evaluation(self, watchdog: Watchdog) -> Evaluation | None:
         holdout, rows = self.attempt.params.holdout, self.workload.held_out
@@ -213,11 +212,15 @@ class TrainingSession:
         records = EvaluationLog(self.attempt.ctx.output.directory / EVALUATION_FILE, self.attempt.group.is_main)
         steps_evaluated = self.steps_done - self.evaluation_due
         return Evaluation(
+            task=self.attempt.task,
+            backend=self.backend,
+            group=self.attempt.group,
             rows=rows,
             plan=plan,
             reference=self._reference(rows, plan, watchdog),
             history=EvaluationHistory(holdout),
             log=records,
+            prefetch=self.attempt.runtime.prefetch_batches,
             results={int(row["step"]): row for row in records.cut(steps_evaluated)},
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.head_logps import head_logps
 from test_fusing_alignment import golden, vocabularies
 
 from wrpo_engine.contract.fusion import AlignFields
@@ -30,7 +31,6 @@ from wrpo_engine.fusing.positions import END, NONE, OUTSIDE, Matching, Tokens, b
 from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import edit_map
 from wrpo_engine.training.batch.soft import FusedRow, mixed_targets
-from wrpo_engine.training.models.logps import token_logps
 
 
 def kept_of(ids: list[list[int]], logits: list[list[float]]) -> Kept:
@@ -80,14 +80,14 @@ def dense_losses(name: str) -> dict[str, float]:
     predicts = torch.zeros(labels.shape, dtype=torch.bool)
     predicts[:, :-1] = labels[:, 1:] != -100
     head = torch.eye(logits.shape[-1])
-    lm = -token_logps(logits[predicts], head, labels[:, 1:][predicts[:, :-1]]).logps_R.mean().item()
+    lm = -head_logps(logits[predicts], head, labels[:, 1:][predicts[:, :-1]]).logps_R.mean().item()
 
     def fusion(fused: np.ndarray[Any, Any]) -> tuple[float, float]:
         chosen = fused[attended.numpy()]
         ids = np.tile(np.arange(chosen.shape[-1], dtype=np.int32), (len(chosen), 1))
         tokens = torch.zeros(len(chosen), dtype=torch.long)
         soft = mixed_targets([FusedRow(ids, chosen, 1.0)], tokens)
-        cross_entropy = -token_logps(logits[attended], head, tokens, soft=soft).logps_R.mean().item()
+        cross_entropy = -head_logps(logits[attended], head, tokens, soft=soft).logps_R.mean().item()
         return cross_entropy, cross_entropy + float((chosen * np.log(chosen)).sum(-1).mean())
 
     sequences = range(len(labels))

@@ -30,7 +30,7 @@ from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, METRICS_FILE, 
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.preference import preference_objective
 from wrpo_engine.training.objectives.tasks import PreferenceTask, SftTask, Task
-from wrpo_engine.training.reference.log_probs import ReferenceCache, ReferenceLogps, compute_reference
+from wrpo_engine.training.reference.log_probs import ReferenceCache, ReferenceLogps, ReferencePass, compute_reference
 
 
 @dataclass
@@ -95,7 +95,9 @@ class LocalRun:
         if not self.task().needs_reference:
             return None
         cache = ReferenceCache(self.output(), "reference/")
-        return compute_reference(backend, self.token_rows(), self.plan(), cache, Group(), steps_per_part=2)
+        return compute_reference(
+            ReferencePass(backend, self.token_rows(), self.plan(), Group()), cache, steps_per_part=2
+        )
 
     def output(self) -> VolumeWriter:
         ref = ArtifactRef(stage="train", hash=EXPERIMENT_HASH)

@@ -24,6 +24,7 @@ from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models import attention, attention_choice, attention_flex
 from wrpo_engine.training.models.attention_choice import (
     AttentionShape,
+    Trial,
     choose_attention,
     implementation,
     try_attention,
@@ -84,7 +85,7 @@ def _fail(_gradient: Tensor) -> None:
 @pytest.mark.parametrize("shape", [SHAPE, GEMMA])
 def test_attention_that_equals_segments_passes_its_trial(shape: AttentionShape) -> None:
     double = Double()
-    assert try_attention(shape, CPU, double) is None
+    assert try_attention(Trial(shape, CPU, double)) is None
     windows = (None, 64) if shape.has_window else (None,)
     expected = [
         ((1, shape.heads, 310, shape.head_size), shape.softcap, window, grad)
@@ -105,20 +106,20 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(("fault", "problem"), PROBLEMS.items())
 def test_attention_that_fails_or_is_wrong_in_either_direction_fails_its_trial(fault: str, problem: str) -> None:
-    found = try_attention(GEMMA, CPU, Double(fault=fault))
+    found = try_attention(Trial(GEMMA, CPU, Double(fault=fault)))
     assert found is not None
     assert found.startswith(problem)
 
 
 def test_exhausted_memory_is_no_reason_for_another_attention() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        try_attention(SHAPE, CPU, Double(fault="memory"))
+        try_attention(Trial(SHAPE, CPU, Double(fault="memory")))
 
 
 def choose(
     requested: Any, *, fault: str = "", layout: Layout = Layout.SHARED_PREFIX, device: torch.device = CPU
 ) -> None:
-    choose_attention(requested, SHAPE, layout, device, Group(), attend=Double(fault=fault))
+    choose_attention(requested, layout, Trial(SHAPE, device, Double(fault=fault)), Group())
 
 
 @pytest.mark.parametrize("failed", [None, 0, 2])
@@ -132,7 +133,7 @@ def test_one_failed_rank_makes_all_ranks_compute_segments_and_the_log_names_it(
     with caplog.at_level(logging.WARNING, "wrpo_engine"):
         for rank in range(3):
             attention_flex.use_segments(rank == 1)
-            choose_attention("auto", SHAPE, Layout.PACKED, GPU, Group(rank, 3))
+            choose_attention("auto", Layout.PACKED, Trial(SHAPE, GPU), Group(rank, 3))
             assert attention_flex.uses_segments() is (failed is not None)
     expected = (
         f"FlexAttention failed its trial on 1 of 3 ranks; rank {failed}: RuntimeError: No valid triton configs. "
@@ -205,7 +206,7 @@ def failing_backward_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def test_a_backward_kernel_that_does_not_compile_is_found_before_the_first_step() -> None:
     """Its forward kernel compiles, so that the first failure would be in the first step's backward pass."""
     shape = AttentionShape(heads=2, key_value_heads=1, head_size=8, dtype=torch.float32)
-    found = try_attention(shape, CPU, attention_flex.attend_by_flex)
+    found = try_attention(Trial(shape, CPU))
     assert found is not None
     assert "No valid triton configs" in found
 
@@ -262,7 +263,7 @@ def test_the_attention_that_the_run_requests_is_checked_at_its_start(make_run: C
     ],
 )
 def test_on_a_gpu_flex_attention_passes_its_trial(shape: AttentionShape) -> None:
-    assert try_attention(shape, GPU, attention_flex.attend_by_flex) is None
+    assert try_attention(Trial(shape, GPU)) is None
 
 
 CONFIGS = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_engine.training.batch.batching import BatchPlan, MicroBatch, RowCost, WorkModel, permutation, plan_step
+from wrpo_engine.training.batch.batching import BatchPlan, MicroBatch, RowCost, StepSplit, WorkModel, permutation
 from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.rows import TokenRow
@@ -68,7 +68,7 @@ def test_without_shuffling_rows_keep_their_order() -> None:
 @pytest.mark.parametrize("layout", Layout)
 def test_a_rank_without_rows_computes_a_filler_of_no_weight(layout: Layout) -> None:
     costs = [RowCost(10, (4, 4, 4), 12), RowCost(4, (2, 2, 2), 6)]
-    first, second, third = plan_step([0, 1], costs, world_size=3, micro_batch_tokens=100, layout=layout)
+    first, second, third = StepSplit(world_size=3, micro_batch_tokens=100, layout=layout).of([0, 1], costs)
     assert (first, second) == ([MicroBatch((0,))], [MicroBatch((1,))])
     assert third == [MicroBatch((1,), is_filler=True)]
 
@@ -79,12 +79,12 @@ def single(*lengths: int) -> list[RowCost]:
 
 
 def test_padded_micro_batches_bound_padded_tokens_not_real_ones() -> None:
-    (made,) = plan_step([0, 1, 2], single(100, 10, 10), world_size=1, micro_batch_tokens=200)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=200).of([0, 1, 2], single(100, 10, 10))
     assert made == [MicroBatch((0, 1)), MicroBatch((2,))]
 
 
 def test_packed_micro_batches_bound_the_tokens_of_their_layout() -> None:
-    (made,) = plan_step([0, 1, 2], single(100, 50, 50), world_size=1, micro_batch_tokens=200, layout=Layout.PACKED)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=200, layout=Layout.PACKED).of([0, 1, 2], single(100, 50, 50))
     assert made == [MicroBatch((0, 1, 2))]
 
 
@@ -94,22 +94,22 @@ def test_a_shared_prompt_counts_once_against_the_bound() -> None:
 
 
 def test_padded_rows_are_split_further_where_that_spares_a_rank_a_filler() -> None:
-    made = plan_step([0, 1, 2, 3], single(9, 8, 7, 6), world_size=2, micro_batch_tokens=1000)
+    made = StepSplit(world_size=2, micro_batch_tokens=1000).of([0, 1, 2, 3], single(9, 8, 7, 6))
     assert made == [[MicroBatch((0, 1))], [MicroBatch((2, 3))]]
 
 
 @pytest.mark.parametrize("layout", Layout)
 def test_a_row_above_the_bound_is_computed_alone(layout: Layout) -> None:
-    (made,) = plan_step([0, 1], single(500, 10), world_size=1, micro_batch_tokens=200, layout=layout)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=200, layout=layout).of([0, 1], single(500, 10))
     assert made == [MicroBatch((0,)), MicroBatch((1,))]
 
 
 @pytest.mark.parametrize("layout", Layout)
 def test_a_fixed_number_of_rows_replaces_the_token_bound(layout: Layout) -> None:
     costs = single(500, 400, 300, 20, 10)
-    (made,) = plan_step(range(5), costs, world_size=1, micro_batch_tokens=1, micro_batch_rows=2, layout=layout)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=1, micro_batch_rows=2, layout=layout).of(range(5), costs)
     assert sorted(len(one.rows) for one in made) == [1, 2, 2]
-    ranks = plan_step(range(5), costs, world_size=2, micro_batch_tokens=1, micro_batch_rows=2, layout=layout)
+    ranks = StepSplit(world_size=2, micro_batch_tokens=1, micro_batch_rows=2, layout=layout).of(range(5), costs)
     assert ranks == [[MicroBatch((0,)), MicroBatch((2,))], [MicroBatch((1,)), MicroBatch((3, 4))]]
 
 
@@ -191,9 +191,8 @@ def test_ranks_and_micro_steps_differ_by_no_more_than_the_costliest_row(
     costs: list[RowCost], world_size: int, tokens: int, layout: Layout
 ) -> None:
     work = WorkModel(pairs_per_token=600.0, loss_token=1.0)
-    ranks = plan_step(
-        range(len(costs)), costs, world_size=world_size, micro_batch_tokens=tokens, layout=layout, work=work
-    )
+    split = StepSplit(world_size=world_size, micro_batch_tokens=tokens, layout=layout, work=work)
+    ranks = split.of(range(len(costs)), costs)
 
     def load(one: MicroBatch) -> float:
         return 0.0 if one.is_filler else sum(work.of_row(costs[row], layout) for row in one.rows)
@@ -211,7 +210,7 @@ def test_the_published_batch_of_mixed_lengths_leaves_ranks_evenly_loaded_and_mic
         RowCost(30 + (index * 37) % 400, (50 + (index * 53) % 700, 40 + (index * 71) % 600, 60 + (index * 29) % 500))
         for index in range(128)
     ]
-    ranks = plan_step(range(128), costs, world_size=8, micro_batch_tokens=8192, layout=Layout.SHARED_PREFIX)
+    ranks = StepSplit(world_size=8, micro_batch_tokens=8192, layout=Layout.SHARED_PREFIX).of(range(128), costs)
     loads = [sum(costs[row].tokens(Layout.SHARED_PREFIX) for one in batches for row in one.rows) for batches in ranks]
     assert max(loads) / (sum(loads) / 8) < 1.02
     assert len(ranks[0]) == -(-sum(loads) // (8192 * 8))
@@ -221,17 +220,17 @@ def test_rows_are_dealt_by_work_where_tokens_and_work_disagree() -> None:
     """Equal tokens; what differs is how many of them need logits."""
     costs = [RowCost(100, (10,), loss_tokens) for loss_tokens in (10_000, 4_000, 3_000, 3_000)]
     work = WorkModel(pairs_per_token=1e9, loss_token=1.0)
-    ranks = plan_step(range(4), costs, world_size=2, micro_batch_tokens=4096, layout=Layout.PACKED, work=work)
+    ranks = StepSplit(world_size=2, micro_batch_tokens=4096, layout=Layout.PACKED, work=work).of(range(4), costs)
     assert sorted(one.rows for rank in ranks for one in rank) == [(0,), (1, 2, 3)]
 
 
 def test_rows_that_do_not_fit_together_are_dealt_to_more_micro_batches() -> None:
-    (made,) = plan_step(range(3), single(200, 200, 200), world_size=1, micro_batch_tokens=300, layout=Layout.PACKED)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=300, layout=Layout.PACKED).of(range(3), single(200, 200, 200))
     assert [one.rows for one in made] == [(0,), (1,), (2,)]
 
 
 def test_micro_batches_are_as_few_as_the_bound_allows_and_keep_it() -> None:
-    (made,) = plan_step(range(8), single(*[100] * 8), world_size=1, micro_batch_tokens=300, layout=Layout.PACKED)
+    (made,) = StepSplit(world_size=1, micro_batch_tokens=300, layout=Layout.PACKED).of(range(8), single(*[100] * 8))
     assert sorted(len(one.rows) for one in made) == [2, 3, 3]
 
 
@@ -252,7 +251,7 @@ def test_the_default_attention_of_work_is_that_of_a_hidden_size_of_4096() -> Non
 
 
 def test_a_fixed_number_of_rows_is_lowered_where_that_spares_ranks_a_filler() -> None:
-    ranks = plan_step(range(10), single(*[9] * 10), world_size=4, micro_batch_tokens=1, micro_batch_rows=2)
+    ranks = StepSplit(world_size=4, micro_batch_tokens=1, micro_batch_rows=2).of(range(10), single(*[9] * 10))
     assert not any(one.is_filler for batches in ranks for one in batches)
     assert sorted(len(one.rows) for batches in ranks for one in batches) == [1, 1, 1, 1, 1, 1, 2, 2]
 
@@ -272,7 +271,7 @@ def test_attended_pairs_of_very_long_rows_are_exact() -> None:
 
 def test_the_micro_batch_of_most_rows_is_split_beside_one_that_cannot_be() -> None:
     costs = single(100, *[10] * 6)
-    (first, second, third) = plan_step(range(7), costs, world_size=3, micro_batch_tokens=100)
+    (first, second, third) = StepSplit(world_size=3, micro_batch_tokens=100).of(range(7), costs)
     batches = [*first, *second, *third]
     assert sorted(len(batch.rows) for batch in batches) == [1, 3, 3]
     assert not any(batch.is_filler for batch in batches)

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from engine_support import EXPERIMENT_HASH, NOON
+from support.head_logps import head_logps
 from torch import Tensor
 from training_support import FAST, Experiment, make_experiment, plain_backend, run_ranks, sft_frame
 
@@ -25,7 +26,7 @@ from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.batch.soft import FusedRow, SoftTargets, mixed_targets
-from wrpo_engine.training.models.logps import HeadScaling, TokenLogps, token_logps
+from wrpo_engine.training.models.logps import HeadScaling, TokenLogps
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "comparisons"
 TOKENS, HIDDEN, VOCABULARY, KEPT_IDS = 37, 8, 53, 5
@@ -62,8 +63,8 @@ def test_sparse_targets_give_the_values_and_gradients_of_dense_ones(
     trained = (hidden, weight, bias) if trains_head else (hidden,)
     if not trains_head:
         weight, bias = weight.detach(), bias.detach()
-    found = token_logps(
-        hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes, soft=soft
+    found = head_logps(
+        hidden, weight, targets, bias=bias, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes, soft=soft
     )
     logits = (hidden @ weight.T + bias) * scaling.scale
     if scaling.softcap is not None:
@@ -82,7 +83,7 @@ def test_sparse_targets_give_the_values_and_gradients_of_dense_ones(
 def test_soft_targets_for_another_number_of_tokens_are_refused() -> None:
     hidden, weight, _, targets, soft = _head()
     with pytest.raises(ValueError, match=r"need soft targets \[R, K\] of 37 tokens; got ids \(36, 5\)"):
-        token_logps(hidden, weight, targets, soft=soft[: TOKENS - 1])
+        head_logps(hidden, weight, targets, soft=soft[: TOKENS - 1])
 
 
 def _mixed(probabilities: Tensor, labels: Tensor, weight: float) -> SoftTargets:
@@ -92,7 +93,7 @@ def _mixed(probabilities: Tensor, labels: Tensor, weight: float) -> SoftTargets:
 
 
 def _through_an_identity_head(logits: Tensor, labels: Tensor, soft: SoftTargets) -> TokenLogps:
-    return token_logps(logits, torch.eye(logits.shape[-1], dtype=logits.dtype), labels, soft=soft)
+    return head_logps(logits, torch.eye(logits.shape[-1], dtype=logits.dtype), labels, soft=soft)
 
 
 def test_the_sparse_losses_of_fusellm_are_met() -> None:
@@ -114,10 +115,8 @@ def test_fused_distributions_that_are_one_hot_on_the_labels_give_the_cross_entro
     hidden, head, bias, targets, _ = _head()
     one_hot = torch.nn.functional.one_hot(targets, VOCABULARY)
     soft = _mixed(one_hot, targets, weight)
-    found = token_logps(hidden, head, targets, bias_V=bias, soft=soft)
-    torch.testing.assert_close(
-        found.logps_R, token_logps(hidden, head, targets, bias_V=bias).logps_R, rtol=1e-6, atol=0
-    )
+    found = head_logps(hidden, head, targets, bias=bias, soft=soft)
+    torch.testing.assert_close(found.logps_R, head_logps(hidden, head, targets, bias=bias).logps_R, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("trains_head", [True, False])
@@ -128,8 +127,8 @@ def test_with_weight_0_values_and_gradients_are_those_of_sft_bit_for_bit(*, trai
     head = head.detach().float().requires_grad_(trains_head)
     for chunk, kept_bytes in ((5, 0), (5, 10**9)):
         options: dict[str, Any] = {"chunk": chunk, "kept_bytes": kept_bytes}
-        plain = token_logps(hidden, head, targets, **options).logps_R
-        mixed = token_logps(hidden, head, targets, soft=fused, **options).logps_R
+        plain = head_logps(hidden, head, targets, **options).logps_R
+        mixed = head_logps(hidden, head, targets, soft=fused, **options).logps_R
         assert torch.equal(plain, mixed)
         trained = (hidden, head) if trains_head else (hidden,)
         upstream = torch.linspace(-1, 2, TOKENS)

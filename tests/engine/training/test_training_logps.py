@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.head_logps import head_logps
 from torch import Tensor
 
 from wrpo_engine.training.models import wide_products
@@ -16,7 +17,6 @@ from wrpo_engine.training.models.logps import (
     HeadScaling,
     LogitsBudget,
     sum_by_sequence,
-    token_logps,
 )
 
 TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
@@ -54,9 +54,7 @@ KEPT = {"nothing kept": 0, "half of it kept": 17 * 53 * 8, "everything kept": 10
 @pytest.mark.parametrize("kept_bytes", KEPT.values(), ids=KEPT.keys())
 def test_chunks_give_the_values_and_gradients_of_full_logits(chunk: int, scaling: HeadScaling, kept_bytes: int) -> None:
     hidden, weight, bias, targets, upstream = _inputs()
-    ours = token_logps(
-        hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes
-    ).logps_R
+    ours = head_logps(hidden, weight, targets, bias=bias, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes).logps_R
     theirs = _full(hidden, weight, bias, targets, scaling)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     our_gradients = torch.autograd.grad(ours, (hidden, weight, bias), upstream)
@@ -69,7 +67,7 @@ def test_chunks_give_the_values_and_gradients_of_full_logits(chunk: int, scaling
 def test_a_head_that_is_not_trained_gives_the_same_gradient_to_hidden_states(scaling: HeadScaling) -> None:
     hidden, weight, bias, targets, upstream = _inputs()
     frozen, frozen_bias = weight.detach(), bias.detach()
-    ours = token_logps(hidden, frozen, targets, bias_V=frozen_bias, scaling=scaling, chunk=5).logps_R
+    ours = head_logps(hidden, frozen, targets, bias=frozen_bias, scaling=scaling, chunk=5).logps_R
     theirs = _full(hidden, frozen, frozen_bias, targets, scaling)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     (our,) = torch.autograd.grad(ours, hidden, upstream)
@@ -82,8 +80,8 @@ def test_a_head_that_is_not_trained_gives_the_same_gradient_to_hidden_states(sca
 def test_entropies_are_those_of_full_logits_and_carry_no_gradient(scaling: HeadScaling, has_gradient: bool) -> None:
     hidden, weight, bias, targets, _ = _inputs()
     with torch.set_grad_enabled(has_gradient):
-        logps, entropies, _ = token_logps(
-            hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=5, with_entropy=True
+        logps, entropies, _ = head_logps(
+            hidden, weight, targets, bias=bias, scaling=scaling, chunk=5, with_entropy=True
         )
     logits = (hidden @ weight.T + bias) * scaling.scale
     if scaling.softcap is not None:
@@ -96,8 +94,8 @@ def test_entropies_are_those_of_full_logits_and_carry_no_gradient(scaling: HeadS
 def test_log_probs_of_tokens_that_fp32_gives_no_probability_are_exact() -> None:
     """The softmax of the second token underflows; its logarithm is known all the same."""
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[200.0], [-300.0]])
-    assert token_logps(hidden, weight, torch.tensor([1])).logps_R.tolist() == [-500.0]
-    assert token_logps(hidden, weight, torch.tensor([0])).logps_R.tolist() == [0.0]
+    assert head_logps(hidden, weight, torch.tensor([1])).logps_R.tolist() == [-500.0]
+    assert head_logps(hidden, weight, torch.tensor([0])).logps_R.tolist() == [0.0]
 
 
 def test_bfloat16_gradients_of_all_but_certain_tokens_keep_their_size() -> None:
@@ -105,7 +103,7 @@ def test_bfloat16_gradients_of_all_but_certain_tokens_keep_their_size() -> None:
     hidden = torch.tensor([[8.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[1.0, 0.5], [-0.5, 0.25]], dtype=torch.bfloat16, requires_grad=True)
     for kept_bytes in (0, 10**6):
-        token_logps(hidden, weight, torch.tensor([0]), kept_bytes=kept_bytes).logps_R.backward()
+        head_logps(hidden, weight, torch.tensor([0]), kept_bytes=kept_bytes).logps_R.backward()
         exact = torch.tensor([[8.0, 1.0]], dtype=torch.float64, requires_grad=True)
         _full(exact, weight.double(), torch.zeros(2), torch.tensor([0]), HeadScaling()).backward()
         assert hidden.grad is not None
@@ -116,7 +114,7 @@ def test_bfloat16_gradients_of_all_but_certain_tokens_keep_their_size() -> None:
 
 def test_bfloat16_weights_give_fp32_log_probs_within_bfloat16s_precision() -> None:
     hidden, weight, bias, targets, _ = _inputs(torch.bfloat16)
-    ours = token_logps(hidden, weight, targets, bias_V=bias, chunk=5).logps_R
+    ours = head_logps(hidden, weight, targets, bias=bias, chunk=5).logps_R
     exact = _full(hidden.double(), weight.double(), bias.double(), targets, HeadScaling())
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=0.05)
@@ -124,7 +122,7 @@ def test_bfloat16_weights_give_fp32_log_probs_within_bfloat16s_precision() -> No
 
 def test_a_second_backward_pass_recomputes_what_the_first_has_released() -> None:
     hidden, weight, bias, targets, upstream = _inputs()
-    ours = token_logps(hidden, weight, targets, bias_V=bias, chunk=5).logps_R
+    ours = head_logps(hidden, weight, targets, bias=bias, chunk=5).logps_R
     first = torch.autograd.grad(ours, (hidden, weight, bias), upstream, retain_graph=True)
     second = torch.autograd.grad(ours, (hidden, weight, bias), upstream)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
@@ -145,7 +143,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
 
     hidden, weight, bias, targets, upstream = _inputs()
     with Watch():
-        token_logps(hidden, weight, targets, bias_V=bias, chunk=1, kept_bytes=0).logps_R.backward(upstream)
+        head_logps(hidden, weight, targets, bias=bias, chunk=1, kept_bytes=0).logps_R.backward(upstream)
     assert largest == VOCABULARY * HIDDEN
     assert largest < TOKENS * VOCABULARY
 
@@ -236,7 +234,7 @@ def test_logits_of_bfloat16_are_not_rounded_where_the_device_returns_its_accumul
     accumulating_kernels: list[str],
 ) -> None:
     hidden, weight, bias, targets, upstream = _inputs(torch.bfloat16)
-    ours = token_logps(hidden, weight, targets, chunk=10, kept_bytes=0).logps_R
+    ours = head_logps(hidden, weight, targets, chunk=10, kept_bytes=0).logps_R
     exact = _full(hidden.double(), weight.double(), torch.zeros_like(bias.double()), targets, HeadScaling())
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5)
     our_gradients = torch.autograd.grad(ours, (hidden, weight), upstream.float())
@@ -272,7 +270,7 @@ def test_sums_are_per_sequence_and_empty_ones_are_zero() -> None:
 def test_mismatched_shapes_are_refused() -> None:
     hidden, weight, _, targets, _ = _inputs()
     with pytest.raises(ValueError, match=r"need hidden \[R, D\] and targets \[R\]"):
-        token_logps(hidden, weight, targets[:-1])
+        head_logps(hidden, weight, targets[:-1])
 
 
 CONFIGS = {

@@ -19,7 +19,7 @@ from wrpo_engine.training.batch.flops import ModelCost, needed_training_step
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models.model import load_config
-from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, RankReport, StepSums, StepTotals, read_rows
 from wrpo_engine.training.monitoring.step_timer import StepPhase, StepTimer
 from wrpo_engine.training.monitoring.throughput import Speedometer, make_speedometer, peak_memory_bytes
 from wrpo_engine.training.objectives.tasks import RowTerms
@@ -131,7 +131,9 @@ def test_totals_weigh_every_row_the_same_and_know_the_fullest_rank() -> None:
         margin = torch.tensor(margins)
         sums.add(RowTerms(margin / 2, {"margin": margin}), [f"{rank}-{index}" for index in range(len(margins))], 10)
         group: Any = FakeGroup(rank, 2, given)
-        totals = sums.reduced(group, stop=rank == 1, denominator=4.0, peak_memory=memory, attention_fallback=rank == 0)
+        totals = sums.reduced(
+            group, RankReport(stop=rank == 1, peak_memory=memory, attention_fallback=rank == 0), denominator=4.0
+        )
     assert totals is not None
     assert totals.attention_fallbacks == 1
     assert totals.means == {"margin": 4.0}
@@ -146,7 +148,7 @@ def test_a_slow_rank_shows_in_the_maximum_of_its_phase() -> None:
     for rank, forward_s in enumerate((1.0, 1.5, 6.5)):
         group: Any = FakeGroup(rank, 3, given)
         phases = {"data_seconds": 0.25, "forward_seconds": forward_s}
-        totals = StepSums([]).reduced(group, stop=False, denominator=1.0, peak_memory=rank, phases=phases)
+        totals = StepSums([]).reduced(group, RankReport(peak_memory=rank, phases=phases), denominator=1.0)
     assert totals is not None
     assert totals.phases == {
         "data_seconds": 0.25,
@@ -213,19 +215,19 @@ def test_rows_whose_loss_is_not_finite_are_named_across_micro_batches() -> None:
     sums = StepSums([])
     sums.add(RowTerms(torch.tensor([1.0, math.nan]), {}), ["a", "b"], 7)
     sums.add(RowTerms(torch.tensor([math.inf, 2.0]), {}), ["c", "d"], 7)
-    totals = sums.reduced(Group(), stop=False, denominator=2.0)
+    totals = sums.reduced(Group(), RankReport(), denominator=2.0)
     assert totals.num_bad_rows == 2
     assert sums.bad_rows == ["b", "c"]
 
 
 def test_a_rank_of_fillers_adds_nothing() -> None:
     group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 0.0, 8.0, 0.0], dtype=torch.float64)])
-    totals = StepSums(["margin"]).reduced(group, stop=False, denominator=2.0)
+    totals = StepSums(["margin"]).reduced(group, RankReport(), denominator=2.0)
     assert (totals.loss, totals.num_rows, totals.means) == (1.5, 2, {"margin": 4.0})
 
 
 def test_one_rank_is_its_own_sum() -> None:
     sums = StepSums([])
     sums.add(RowTerms(torch.tensor([0.25, 0.75]), {}), ["a", "b"], 7)
-    totals = sums.reduced(Group(), stop=False, denominator=2.0, peak_memory=3)
+    totals = sums.reduced(Group(), RankReport(peak_memory=3), denominator=2.0)
     assert (totals.loss, totals.num_rows, totals.num_tokens, totals.peak_memory) == (0.5, 2, 7, 3)

@@ -104,7 +104,7 @@ class CompactAdamW(torch.optim.Optimizer):
     shape and the blocks' tops under `<moment>_tops`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - signature of torch.optim.AdamW
         self,
         params: Iterable[Any],
         *,

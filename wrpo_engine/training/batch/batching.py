@@ -152,15 +152,14 @@ class BatchPlan:
 
     def micro_batches(self, step: int) -> list[list[MicroBatch]]:
         """Return the micro-batches of the step by rank; all ranks have the same number."""
-        return plan_step(
-            self.step_rows(step),
-            self.costs,
+        split = StepSplit(
             world_size=self.world_size,
             micro_batch_tokens=self.micro_batch_tokens,
             micro_batch_rows=self.micro_batch_rows,
             layout=self.layout,
             work=self.work,
         )
+        return split.of(self.step_rows(step), self.costs)
 
 
 @lru_cache(maxsize=4)
@@ -175,35 +174,38 @@ def permutation(seed: int, epoch: int, num_rows: int) -> tuple[int, ...]:
     return tuple(np.argsort(keys, kind="stable").tolist())
 
 
-def plan_step(
-    rows: Sequence[int],
-    costs: Sequence[RowCost],
-    *,
-    world_size: int,
-    micro_batch_tokens: int,
-    micro_batch_rows: int | None = None,
-    layout: Layout = Layout.PADDED,
-    work: WorkModel = WorkModel(),
-) -> list[list[MicroBatch]]:
-    """Return every rank's micro-batches, the costliest first; ranks with fewer get fillers of the cheapest row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSplit:
+    """How a step's rows are split among ranks and micro-batches; see `BatchPlan` for the fields."""
 
-    Micro-batches are ordered by work and assigned to the ranks in turn. So the ranks' micro-batches at the same
-    position differ little in work, as do the ranks' sums: at most as much as the costliest and the cheapest one.
-    """
-    works = {row: work.of_row(costs[row], layout) for row in rows}
-    costliest_first = sorted(rows, key=lambda row: (-works[row], row))
-    if micro_batch_rows is not None:
-        made = _by_count(costliest_first, micro_batch_rows, world_size)
-    elif layout is Layout.PADDED:
-        made = _by_width(rows, costs, micro_batch_tokens, world_size)
-    else:
-        tokens = {row: costs[row].tokens(layout) for row in rows}
-        made = _by_work(costliest_first, works, tokens, max_tokens=micro_batch_tokens, multiple=world_size)
-    made.sort(key=lambda batch: (-sum(works[row] for row in batch), batch))
-    batches = [MicroBatch(tuple(sorted(batch))) for batch in made]
-    filler = MicroBatch((costliest_first[-1],), is_filler=True)
-    batches += [filler] * (-len(batches) % world_size)
-    return [batches[rank::world_size] for rank in range(world_size)]
+    world_size: int
+    micro_batch_tokens: int
+    micro_batch_rows: int | None = None
+    layout: Layout = Layout.PADDED
+    work: WorkModel = WorkModel()
+
+    def of(self, rows: Sequence[int], costs: Sequence[RowCost]) -> list[list[MicroBatch]]:
+        """Return every rank's micro-batches, the costliest first; ranks with fewer get fillers of the cheapest row.
+
+        Micro-batches are ordered by work and assigned to the ranks in turn. So the ranks' micro-batches at the same
+        position differ little in work, as do the ranks' sums: at most as much as the costliest and the cheapest one.
+        """
+        works = {row: self.work.of_row(costs[row], self.layout) for row in rows}
+        costliest_first = sorted(rows, key=lambda row: (-works[row], row))
+        if self.micro_batch_rows is not None:
+            made = _by_count(costliest_first, self.micro_batch_rows, self.world_size)
+        elif self.layout is Layout.PADDED:
+            made = _by_width(rows, costs, self.micro_batch_tokens, self.world_size)
+        else:
+            tokens = {row: costs[row].tokens(self.layout) for row in rows}
+            made = _by_work(
+                costliest_first, works, tokens, max_tokens=self.micro_batch_tokens, multiple=self.world_size
+            )
+        made.sort(key=lambda batch: (-sum(works[row] for row in batch), batch))
+        batches = [MicroBatch(tuple(sorted(batch))) for batch in made]
+        filler = MicroBatch((costliest_first[-1],), is_filler=True)
+        batches += [filler] * (-len(batches) % self.world_size)
+        return [batches[rank :: self.world_size] for rank in range(self.world_size)]
 
 
 def _by_work(

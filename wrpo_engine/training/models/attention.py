@@ -39,7 +39,7 @@ def _no_mask(*_args: Any, **_kwargs: Any) -> None:
     """Return no mask, because the plan defines the attention."""
 
 
-def family_attention(
+def family_attention(  # noqa: PLR0913 - signature of Transformers' attention functions
     module: nn.Module,
     query_1HTE: Tensor,
     key_1NTE: Tensor,

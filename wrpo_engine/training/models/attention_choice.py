@@ -62,14 +62,23 @@ class AttentionShape:
         )
 
 
-def try_attention(shape: AttentionShape, device: torch.device, attend: Attend) -> str | None:
-    """Return why `attend` cannot train this shape on the device, or None.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """An attention that is to be tried: for which shape, and where."""
+
+    shape: AttentionShape
+    device: torch.device
+    attend: Attend = attention_flex.attend_by_flex
+
+
+def try_attention(trial: Trial) -> str | None:
+    """Return why the attention cannot train this shape on the device, or None.
 
     Errors of the device itself are raised: memory that is exhausted, and states from which no kernel runs.
     """
     try:
-        for window in (None, _WINDOW) if shape.has_window else (None,):
-            problem = _difference_from_segments(shape, device, attend, window)
+        for window in (None, _WINDOW) if trial.shape.has_window else (None,):
+            problem = _difference_from_segments(trial, window)
             if problem is not None:
                 return problem
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -79,9 +88,8 @@ def try_attention(shape: AttentionShape, device: torch.device, attend: Attend) -
     return None
 
 
-def _difference_from_segments(
-    shape: AttentionShape, device: torch.device, attend: Attend, window: int | None
-) -> str | None:
+def _difference_from_segments(trial: Trial, window: int | None) -> str | None:
+    shape, device, attend = trial.shape, trial.device, trial.attend
     positions_T = torch.tensor([position for family in _FAMILIES for position in _positions(family)])
     plan = AttentionPlan(_FAMILIES, positions_T).to(device)
     generator = torch.Generator().manual_seed(0)
@@ -116,15 +124,7 @@ def _positions(family: Family) -> list[int]:
     return [*range(prompt), *chain.from_iterable(branches)]
 
 
-def choose_attention(
-    requested: Requested,
-    shape: AttentionShape,
-    layout: Layout,
-    device: torch.device,
-    group: Group,
-    *,
-    attend: Attend = attention_flex.attend_by_flex,
-) -> None:
+def choose_attention(requested: Requested, layout: Layout, trial: Trial, group: Group) -> None:
     """Try FlexAttention on a GPU and decide for all ranks, which call this together.
 
     Raise ConfigError for a requested attention that has no effect or does not work.
@@ -134,11 +134,11 @@ def choose_attention(
         if requested != "auto":
             raise _refused(requested, "it has no effect: the layout padded uses Transformers' attention")
         return
-    if requested == "segments" or (requested == "auto" and device.type != "cuda"):
+    if requested == "segments" or (requested == "auto" and trial.device.type != "cuda"):
         return
-    if device.type != "cuda":
+    if trial.device.type != "cuda":
         raise _refused(requested, "FlexAttention trains on GPUs only, and this process has none")
-    found = group.gather(try_attention(shape, device, attend))
+    found = group.gather(try_attention(trial))
     failures = [(rank, problem) for rank, problem in enumerate(found) if problem is not None]
     if not failures:
         return

@@ -38,7 +38,7 @@ def _by_group(tensor_1HTE: Tensor, num_key_value_heads: int) -> Tensor:
 
 class _FamilyAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - signature of torch.autograd.Function
         ctx: Any,
         query_1HTE: Tensor,
         key_1NTE: Tensor,

@@ -13,7 +13,7 @@ sum(w * logits) - logsumexp and the gradient -(softmax - w), for weights w with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -115,15 +115,17 @@ class ChunkPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
-    """The output layer: weights, scaling of logits, and the dtype of its results (fp32 or wider)."""
+class Head:
+    """The output layer: weights, and the scaling of its logits."""
 
     weight_VD: Tensor
-    bias_V: Tensor | None
-    scaling: HeadScaling
-    accumulator: torch.dtype
+    bias_V: Tensor | None = None
+    scaling: HeadScaling = HeadScaling()
+    accumulator: torch.dtype = torch.float32
+    """Of its results: fp32, or as wide as the hidden states."""
 
     def buffer(self, tokens: int) -> Tensor:
+        """Return uninitialised logits of some tokens."""
         return self.weight_VD.new_empty(tokens, self.weight_VD.shape[0], dtype=self.accumulator)
 
     def logits(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class _Head:
             out_CV.div_(self.scaling.softcap).tanh_().mul_(self.scaling.softcap)
         return out_CV
 
-    def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets: _Targets) -> Tensor:
+    def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets: Targets) -> Tensor:
         """Turn the softmax in place into (softmax - target) * d(logits) / d(head's output) / scale."""
         # In fp32, before any cast: for an almost certain token, this difference is nearly all that remains.
         targets.subtract_from(softmax_CV)
@@ -147,16 +149,17 @@ class _Head:
 
 
 @dataclass(frozen=True, slots=True)
-class _Targets:
+class Targets:
     """The targets of C tokens: one id each, or a distribution over K ids each."""
 
     ids_C: Tensor
     soft: SoftTargets | None = None
 
-    def __getitem__(self, part: slice) -> _Targets:
-        return _Targets(self.ids_C[part], None if self.soft is None else self.soft[part])
+    def __getitem__(self, part: slice) -> Targets:
+        return Targets(self.ids_C[part], None if self.soft is None else self.soft[part])
 
     def subtract_from(self, softmax_CV: Tensor) -> None:
+        """Subtract the targets' probabilities in place."""
         if self.soft is not None:
             softmax_CV.scatter_add_(-1, self.soft.ids_RK, -self.soft.weights_RK.to(softmax_CV.dtype))
             return
@@ -178,10 +181,10 @@ class _Targets:
         return self.ids_C, *((None, None) if self.soft is None else (self.soft.ids_RK, self.soft.weights_RK))
 
 
-def _targets(ids_C: Tensor, soft_ids_CK: Tensor | None, weights_CK: Tensor | None) -> _Targets:
+def _targets(ids_C: Tensor, soft_ids_CK: Tensor | None, weights_CK: Tensor | None) -> Targets:
     if soft_ids_CK is None or weights_CK is None:
-        return _Targets(ids_C)
-    return _Targets(ids_C, SoftTargets(soft_ids_CK, weights_CK))
+        return Targets(ids_C)
+    return Targets(ids_C, SoftTargets(soft_ids_CK, weights_CK))
 
 
 def _softmax(logits_CV: Tensor, out_CV: Tensor) -> Tensor:
@@ -192,7 +195,7 @@ def _softmax(logits_CV: Tensor, out_CV: Tensor) -> Tensor:
 
 class _SelectedLogps(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - signature of torch.autograd.Function
         ctx: Any,
         hidden_RD: Tensor,
         weight_VD: Tensor,
@@ -204,7 +207,7 @@ class _SelectedLogps(torch.autograd.Function):
         options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets = _targets(targets_R, soft_ids_RK, weights_RK)
-        head = _Head(weight_VD, bias_V, scaling, torch.promote_types(hidden_RD.dtype, torch.float32))
+        head = Head(weight_VD, bias_V, scaling, torch.promote_types(hidden_RD.dtype, torch.float32))
         tokens = len(targets_R)
         logps_R = hidden_RD.new_empty(tokens, dtype=head.accumulator)
         entropies_R = hidden_RD.new_empty(tokens if options.with_entropy else 0, dtype=head.accumulator)
@@ -256,7 +259,7 @@ class _SelectedLogps(torch.autograd.Function):
         hidden_RD, weight_VD, bias_V, *saved = ctx.saved_tensors
         targets = _targets(*saved)
         options: _Options = ctx.options
-        head = _Head(weight_VD, bias_V, ctx.scaling, grad_R.dtype)
+        head = Head(weight_VD, bias_V, ctx.scaling, grad_R.dtype)
         low = weight_VD.dtype
         tokens = len(targets.ids_C)
         grad_hidden_RD = torch.empty_like(hidden_RD)
@@ -314,21 +317,18 @@ class TokenLogps(NamedTuple):
 
 def token_logps(
     hidden_RD: Tensor,
-    weight_VD: Tensor,
-    targets_R: Tensor,
+    head: Head,
+    targets: Targets,
     *,
-    bias_V: Tensor | None = None,
-    scaling: HeadScaling | None = None,
-    chunk: int | None = None,
-    kept_bytes: int | None = None,
+    budget: LogitsBudget | None = None,
     with_entropy: bool = False,
-    soft: SoftTargets | None = None,
 ) -> TokenLogps:
     """Return log softmax(hidden @ weight^T)[target], and what was asked for in addition, in fp32 or wider.
 
-    With `soft`, the log-probability of a token is its mean under the soft target. Raise ValueError for shapes that do
-    not match.
+    With soft targets, the log-probability of a token is its mean under them. The default budget is that of the head's
+    device. Raise ValueError for shapes that do not match.
     """
+    targets_R, soft = targets.ids_C, targets.soft
     if soft is not None and (len(soft.ids_RK) != len(targets_R) or soft.ids_RK.shape != soft.weights_RK.shape):
         raise ValueError(
             f"need soft targets [R, K] of {len(targets_R)} tokens; got ids {tuple(soft.ids_RK.shape)}, "
@@ -336,23 +336,16 @@ def token_logps(
         )
     if hidden_RD.ndim != 2 or targets_R.shape != hidden_RD.shape[:1]:
         raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
-    vocabulary = weight_VD.shape[0]
+    vocabulary = head.weight_VD.shape[0]
     bytes_per_token = vocabulary * torch.promote_types(hidden_RD.dtype, torch.float32).itemsize
-    budget = LogitsBudget.of(weight_VD.device.type, vocabulary)
+    limits = budget or LogitsBudget.of(head.weight_VD.device.type, vocabulary)
     options = _Options(
-        plan=ChunkPlan(
-            chunk or budget.chunk,
-            (budget.kept_bytes if kept_bytes is None else kept_bytes) // bytes_per_token,
-            budget.alignment if chunk is None else 1,
-        ),
+        plan=ChunkPlan(limits.chunk, limits.kept_bytes // bytes_per_token, limits.alignment),
         wants_gradient=torch.is_grad_enabled(),
         with_entropy=with_entropy,
     )
     apply: Any = _SelectedLogps.apply
-    soft_ids_RK, weights_RK = (None, None) if soft is None else (soft.ids_RK, soft.weights_RK)
-    return TokenLogps(
-        *apply(hidden_RD, weight_VD, bias_V, targets_R, soft_ids_RK, weights_RK, scaling or HeadScaling(), options)
-    )
+    return TokenLogps(*apply(hidden_RD, head.weight_VD, head.bias_V, *targets.tensors, head.scaling, options))
 
 
 class TopLogps(NamedTuple):
@@ -367,20 +360,11 @@ class TopLogps(NamedTuple):
 
 
 @torch.no_grad()
-def top_logps(
-    hidden_RD: Tensor,
-    weight_VD: Tensor,
-    targets_R: Tensor,
-    top_k: int,
-    *,
-    bias_V: Tensor | None = None,
-    scaling: HeadScaling | None = None,
-    chunk: int | None = None,
-) -> TopLogps:
+def top_logps(hidden_RD: Tensor, head: Head, targets_R: Tensor, top_k: int, *, chunk: int | None = None) -> TopLogps:
     """Return the `top_k` likeliest tokens of every position in fp32 or wider; logits exist for one chunk at a time."""
-    head = _Head(weight_VD, bias_V, scaling or HeadScaling(), torch.promote_types(hidden_RD.dtype, torch.float32))
+    head = replace(head, accumulator=torch.promote_types(hidden_RD.dtype, torch.float32))
     tokens = len(targets_R)
-    size = chunk or LogitsBudget.of(weight_VD.device.type, weight_VD.shape[0]).chunk
+    size = chunk or LogitsBudget.of(head.weight_VD.device.type, head.weight_VD.shape[0]).chunk
     found = TopLogps(
         targets_R.new_empty(tokens, top_k),
         hidden_RD.new_empty(tokens, top_k, dtype=head.accumulator),

@@ -21,7 +21,7 @@ from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.soft import SoftTargets
 from wrpo_engine.training.models import activation_recompute as lean
 from wrpo_engine.training.models import attention
-from wrpo_engine.training.models.logps import HeadScaling, TokenLogps, sum_by_sequence, token_logps
+from wrpo_engine.training.models.logps import Head, HeadScaling, Targets, TokenLogps, sum_by_sequence, token_logps
 
 PREFIX = "causal_lm."
 """Prefix of the Hugging Face parameter names in the wrapped model."""
@@ -71,13 +71,7 @@ class LogpModel(nn.Module):
         ) -> tuple[Tensor, Tensor, Tensor]:
             # A plain tuple, which DeepSpeed's hooks keep as it is.
             logps_R, entropies_R, labels_R = token_logps(
-                hidden_RD,
-                self.weight,
-                targets_R,
-                bias_V=self.bias,
-                scaling=scaling,
-                with_entropy=with_entropy,
-                soft=soft,
+                hidden_RD, Head(self.weight, self.bias, scaling), Targets(targets_R, soft), with_entropy=with_entropy
             )
             return logps_R, entropies_R, labels_R
 

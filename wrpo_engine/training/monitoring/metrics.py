@@ -38,6 +38,18 @@ CLOCK_FIELDS = (
 """Fields that differ from run to run; all others are deterministic."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReport:
+    """What a rank says of a step in addition to its sums."""
+
+    stop: bool = False
+    peak_memory: int = 0
+    """Bytes."""
+    attention_fallback: bool = False
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by name; every rank has the same names."""
+
+
 @dataclass
 class StepSums:
     """Sums over one rank's rows of one step, in float64, with the flags that ranks must agree on.
@@ -88,34 +100,20 @@ class StepSums:
         """Record the response on which policy and reference differ most; both tensors are [S], summed log-probs."""
         self.disagreement = max(self.disagreement, largest_disagreement(batch, logps_S, reference_S))
 
-    def reduced(
-        self,
-        group: Group,
-        *,
-        stop: bool,
-        denominator: float,
-        peak_memory: int = 0,
-        attention_fallback: bool = False,
-        phases: Mapping[str, float] | None = None,
-    ) -> StepTotals:
-        """Return the sums over all ranks, which all call this together.
-
-        `denominator` is the divisor of the loss, `peak_memory` is in bytes. `phases` are this rank's seconds by name;
-        every rank must pass the same names.
-        """
-        own_phases = phases or {}
+    def reduced(self, group: Group, report: RankReport, *, denominator: float) -> StepTotals:
+        """Return the sums over all ranks, which all call this together. `denominator` is the divisor of the loss."""
         own_loss, *own_statistics = self._read()
         # One slot per rank, filled by that rank only: after the sum every rank has all ranks' values.
-        facts = torch.zeros(group.world_size, 1 + len(own_phases), dtype=torch.float64)
-        facts[group.rank] = torch.tensor([float(peak_memory), *own_phases.values()], dtype=torch.float64)
+        facts = torch.zeros(group.world_size, 1 + len(report.phases), dtype=torch.float64)
+        facts[group.rank] = torch.tensor([float(report.peak_memory), *report.phases.values()], dtype=torch.float64)
         vector = torch.tensor(
             [
                 own_loss,
                 float(self.num_rows),
                 float(self.num_tokens),
                 float(len(self.bad_rows)),
-                float(stop),
-                float(attention_fallback),
+                float(report.stop),
+                float(report.attention_fallback),
                 *own_statistics,
                 *facts.flatten().tolist(),
             ],
@@ -136,7 +134,7 @@ class StepSums:
             attention_fallbacks=int(fallbacks),
             phases={
                 field: value
-                for name, values in zip(own_phases, seconds, strict=True)
+                for name, values in zip(report.phases, seconds, strict=True)
                 for field, value in ((name, fmean(values)), (f"{name}_max", max(values)))
             },
         )

@@ -148,22 +148,30 @@ def _read_part(path: Path) -> tuple[Tensor, Tensor]:
     return rows_N, logps_NK
 
 
+@dataclass(frozen=True, slots=True)
+class ReferencePass:
+    """The forward pass of the untrained policy over the rows of a run."""
+
+    backend: Backend
+    rows: Sequence[TokenRow]
+    plan: BatchPlan
+    group: Group
+    on_micro_batch: Callable[[], None] = lambda: None
+
+
 def compute_reference(
-    backend: Backend,
-    rows: Sequence[TokenRow],
-    plan: BatchPlan,
+    forward: ReferencePass,
     cache: ReferenceCache,
-    group: Group,
     *,
     steps_per_part: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
-    on_micro_batch: Callable[[], None] = lambda: None,
 ) -> ReferenceLogps:
     """Return the table of all rows and compute the rows that the cache lacks; all ranks call this together.
 
     Raise Interrupted after a stop and DataError for log-probabilities that are not finite.
     """
+    backend, rows, plan, group = forward.backend, forward.rows, forward.plan, forward.group
     table = group.on_main(lambda: cache.load(len(rows), len(rows[0].responses)))
     fresh: dict[int, Tensor] = {}
     for step in range(plan.steps_per_epoch):
@@ -172,7 +180,7 @@ def compute_reference(
         for micro_batch in plan.micro_batches(step)[group.rank]:
             batch = collate([rows[row] for row in micro_batch.rows], plan.layout).to(backend.device)
             logps_S = backend.reference_sequence_logps(batch).to("cpu")
-            on_micro_batch()
+            forward.on_micro_batch()
             if not micro_batch.is_filler:
                 per_row = logps_S.view(len(micro_batch.rows), -1)
                 fresh.update(zip(micro_batch.rows, (values.clone() for values in per_row), strict=True))
