@@ -56,73 +56,56 @@ def make_tokenizer(
 def save_tiny_model(directory: Path, *, seed: int = 0, context: int = 512, template: str | None = CHATML) -> Path:
     """Save a two-layer Llama of random weights with the tokenizer above."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     tokenizer = make_tokenizer(template=template)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(_tiny_config(LlamaConfig, tokenizer, context))
+    model = LlamaForCausalLM(llama_config(tokenizer, max_position_embeddings=context))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def save_llama(directory: Path, tokenizer: Any, *, seed: int, context: int = 512) -> Path:
-    """Save a two-layer Llama of random weights with any tokenizer."""
+def save_llama(directory: Path, tokenizer: Any, *, seed: int, scale: float = 1.0, **changes: Any) -> Path:
+    """Save a Llama of random weights with any tokenizer; `scale` is a factor of its matrices."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory, safe_serialization=True)
+    model = LlamaForCausalLM(llama_config(tokenizer, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+    model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
     return directory
 
 
 def save_small_model(directory: Path, *, hidden_size: int = 128) -> Path:
     """Save a two-layer Llama of random weights, with heads of a size that vLLM's kernels have."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return save_llama(
+        directory,
+        make_tokenizer(),
+        seed=0,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
         num_attention_heads=hidden_size // 64,
         num_key_value_heads=1,
         head_dim=64,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def save_tiny_reward(directory: Path, *, seed: int = 1, num_labels: int = 1, nan: bool = False) -> Path:
     """Save a Llama sequence classifier of random weights; `nan` poisons its head."""
     import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
 
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
-    config = _tiny_config(LlamaConfig, tokenizer, 512)
-    config.num_labels = num_labels
-    model = LlamaForSequenceClassification(config)
+    model = LlamaForSequenceClassification(llama_config(tokenizer, num_labels=num_labels))
     if nan:
         with torch.no_grad():
             model.score.weight.fill_(float("nan"))
@@ -131,20 +114,24 @@ def save_tiny_reward(directory: Path, *, seed: int = 1, num_labels: int = 1, nan
     return directory
 
 
-def _tiny_config(kind: Any, tokenizer: Any, context: int) -> Any:
-    return kind(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+def llama_config(tokenizer: Any, **changes: Any) -> Any:
+    """Return the configuration of a two-layer Llama for a tokenizer."""
+    from transformers import LlamaConfig
+
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**settings | changes)
 
 
 def stage_config(

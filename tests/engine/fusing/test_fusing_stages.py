@@ -58,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "twin": save_llama(root / "twin", make_tokenizer(), seed=1),
         "merged": save_llama(root / "merged", KINDS["byte-level"](), seed=2),
         "pieces": save_llama(root / "pieces", KINDS["SentencePiece, a blank in front of the text"](), seed=3),
-        "short": save_llama(root / "short", make_tokenizer(), seed=4, context=90),
+        "short": save_llama(root / "short", make_tokenizer(), seed=4, max_position_embeddings=90),
     }
 
 
@@ -206,7 +206,10 @@ def test_rows_longer_than_a_sources_context_are_left_out_and_counted(fusion: Fus
 
 
 def test_a_source_into_whose_context_no_row_fits_is_named(fusion: Fusion, tmp_path: Path) -> None:
-    fusion.models = {**fusion.models, "tiny": save_llama(tmp_path / "tiny", make_tokenizer(), seed=5, context=8)}
+    fusion.models = {
+        **fusion.models,
+        "tiny": save_llama(tmp_path / "tiny", make_tokenizer(), seed=5, max_position_embeddings=8),
+    }
     with pytest.raises(DataError) as caught:
         fusion.represent("tiny")
     assert str(caught.value) == (

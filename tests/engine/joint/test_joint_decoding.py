@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cells import items_frame, rows_of
-from engine_support import make_tokenizer, save_tiny_model
+from engine_support import make_tokenizer, save_llama, save_tiny_model
 from tokenizer_kinds import KINDS
 
 from wrpo_engine.contract.merging import JointFields, JointParams
@@ -27,23 +27,9 @@ QUESTION = [{"role": "user", "content": "the quick brown fox"}]
 BYTES, PIECES, UNIGRAM = "byte-level", "SentencePiece, a blank in front of the text", "Unigram"
 
 
-def save_model(directory: Path, tokenizer: Any, *, seed: int, context: int = 512, hidden: int = 16) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=context,
-        eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(12)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+def save_model(directory: Path, tokenizer: Any, *, seed: int, hidden: int = 16) -> Path:
+    sizes = {"hidden_size": hidden, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return save_llama(directory, tokenizer, seed=seed, scale=12, **sizes)
 
 
 @pytest.fixture(scope="module")

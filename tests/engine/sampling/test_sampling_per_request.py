@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_support import make_tokenizer
+from engine_support import make_tokenizer, save_llama
 
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.hub.models import ResolvedModel
@@ -72,20 +72,8 @@ def test_what_follows_a_finished_request_is_sampled_before_the_other_batches(tin
 
 
 def test_a_follower_that_would_change_positions_of_others_is_refused(tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    save_llama(tmp_path, make_tokenizer(), seed=0, max_position_embeddings=64, rope_parameters=rope)
     sampler = sampler_of(tmp_path)
     queue = deque([request("a", 20)])
     sampled = sampler.sample(queue)

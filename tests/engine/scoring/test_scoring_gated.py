@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from engine_support import make_tokenizer
+from engine_support import llama_config, make_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -61,21 +61,8 @@ class Reference(nn.Module):
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    from transformers import LlamaConfig
-
-    tokenizer = make_tokenizer()
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Reference(config).eval()
+    model = Reference(llama_config(make_tokenizer(), hidden_size=HIDDEN)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Far from zero, so that a dropped term shows.
