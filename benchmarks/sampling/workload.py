@@ -11,7 +11,7 @@ from typing import Any
 
 from wrpo_engine.answering.dialogue import PartDialogues, Prompt, Rules
 from wrpo_engine.bundles.items import BenchItem
-from wrpo_engine.sampling.requests import Limits, PartRequests, Row, parts_of, requests_of
+from wrpo_engine.sampling.requests import Draws, Limits, PartRequests, Row, parts_of, requests_of
 from wrpo_engine.text.chat import conversation_prompt_ids, prompt_token_ids
 
 SEED = 7
@@ -54,9 +54,7 @@ def plan(tokenizer: Any, load: Load) -> list[PartRequests]:
         requests_of(
             part,
             encode=lambda text: prompt_token_ids(tokenizer, text),
-            num_samples=load.samples,
-            seed=SEED,
-            seed_model="benchmark",
+            draws=Draws(num_samples=load.samples, seed=SEED, seed_model="benchmark"),
             limits=limits,
         )
         for part in parts_of(rows, PROMPTS_PER_PART)

@@ -26,7 +26,7 @@ from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.requests import Part, parts_of
 from wrpo_engine.sampling.sampler import Sampler
-from wrpo_engine.sampling.settings import settings_of
+from wrpo_engine.sampling.settings import engine_args_of, length_for, settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult
 
@@ -43,7 +43,8 @@ def run(ctx: StageContext) -> StageResult:
     """Answer the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, AnswerParams | MixtureParams)
-    check_backend_options(params.backend, quantization=params.quantization, engine_args=ctx.config.runtime.engine_args)
+    engine_args = engine_args_of(params, ctx.config.runtime)
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=engine_args)
     items = _items(ctx, params)
     parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
@@ -121,15 +122,12 @@ def _answer_parts(
     planned = [PartDialogues(part, rules, context) for part in parts]
     limits.require_one_that_fits(planned)
     needed = max(longest_prompt(part.part.rows, rules, params.max_tokens, part.requests) for part in planned)
-    needed += params.max_tokens
     settings = settings_of(
         params,
         ctx.config.runtime,
         model,
         tokenizer,
-        engine_args=ctx.config.runtime.engine_args,
-        needed=needed,
-        context=context,
+        max_length=length_for(needed + params.max_tokens, context),
     )
     own = [part for part in planned if part.name in pending]
     for part in own:

@@ -56,8 +56,11 @@ def make_base(package_directory: Path, out: Path) -> None:
 
 def make_source(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Fine-tune the base model on short conversation."""
+    from wrpo_engine.quickstart import smollm2
+
     model, tokenizer = load_model(base)
-    facts = finetune_on(model, tokenizer, exchanges, recipe, out, on_step)
+    facts = finetune_on(model, tokenizer, exchanges, recipe, on_step)
+    smollm2.save(model, tokenizer, out)
     write_card(out, cards.CHATTERBOT.format(**facts))
 
 
@@ -67,7 +70,8 @@ def make_target(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecip
 
     model, tokenizer = load_model(base)
     smollm2.drop_layers(model, DROPPED_LAYERS)
-    facts = finetune_on(model, tokenizer, exchanges, recipe, out, on_step)
+    facts = finetune_on(model, tokenizer, exchanges, recipe, on_step)
+    smollm2.save(model, tokenizer, out)
     dropped = ", ".join(str(index) for index in DROPPED_LAYERS)
     write_card(out, cards.TARGET.format(**facts, layers=30 - len(DROPPED_LAYERS), dropped=dropped))
 
@@ -141,10 +145,10 @@ def load_model(directory: Path) -> tuple[Any, Any]:
 
 
 def finetune_on(
-    model: Any, tokenizer: Any, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep
+    model: Any, tokenizer: Any, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, on_step: OnStep
 ) -> dict[str, Any]:
-    """Fine-tune in place, write the model to `out`, and return the facts for its card."""
-    from wrpo_engine.quickstart import finetune, smollm2
+    """Fine-tune in place and return the facts for the model's card."""
+    from wrpo_engine.quickstart import finetune
 
     chosen = training_exchanges(exchanges, max_characters=MAX_CHARACTERS)[:: recipe.every]
     examples = []
@@ -159,7 +163,6 @@ def finetune_on(
         seed=recipe.seed,
     )
     loss = finetune.finetune(model, examples, settings, padding=tokenizer.pad_token_id, on_step=on_step)
-    smollm2.save(model, tokenizer, out)
     return {
         "steps": len(finetune.batches(examples, settings)),
         "learning_rate": recipe.learning_rate,

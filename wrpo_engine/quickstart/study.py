@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from wrpo_engine.quickstart import cards, models
@@ -39,17 +40,17 @@ def about_facts(exchanges: Iterable[Exchange], *, facts: bool) -> list[Exchange]
 
 def make_facts(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Fine-tune the base model on the exchanges about facts only."""
-    _derive(base, about_facts(exchanges, facts=True), out, on_step, dropped=(), recipe=recipe)
+    _Variant(()).make(base, about_facts(exchanges, facts=True), recipe, out, on_step)
 
 
 def make_shallow(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Remove four layers from the base model and fine-tune the rest on conversation only."""
-    _derive(base, about_facts(exchanges, facts=False), out, on_step, dropped=SHALLOW_DROPPED, recipe=recipe)
+    _Variant(SHALLOW_DROPPED).make(base, about_facts(exchanges, facts=False), recipe, out, on_step)
 
 
 def make_target(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Remove 18 of the 30 layers and fine-tune the rest on all exchanges."""
-    _derive(base, exchanges, out, on_step, dropped=TARGET_DROPPED, recipe=recipe)
+    _Variant(TARGET_DROPPED).make(base, exchanges, recipe, out, on_step)
 
 
 def make_merged(first: Path, second: Path, out: Path) -> None:
@@ -76,19 +77,21 @@ def study_prompts(own: Iterable[Mapping[str, str]], questions: Iterable[Mapping[
     return [*map(dict, own), *({"prompt": prompt, "category": "topic"} for prompt in kept)]
 
 
-def _derive(
-    base: Path,
-    exchanges: Sequence[Exchange],
-    out: Path,
-    on_step: OnStep,
-    *,
-    dropped: Sequence[int],
-    recipe: FinetuneRecipe,
-) -> None:
-    from wrpo_engine.quickstart import smollm2
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """The base model without some of its layers."""
 
-    model, tokenizer = models.load_model(base)
-    smollm2.drop_layers(model, dropped)
-    facts = models.finetune_on(model, tokenizer, exchanges, recipe, out, on_step)
-    categories = ", ".join(sorted({each.category for each in exchanges}))
-    models.write_card(out, cards.STUDY.format(**facts, layers=30 - len(dropped), categories=categories))
+    dropped: Sequence[int]
+
+    def make(
+        self, base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep
+    ) -> None:
+        """Remove the layers, fine-tune the rest on the exchanges, and write the model and its card."""
+        from wrpo_engine.quickstart import smollm2
+
+        model, tokenizer = models.load_model(base)
+        smollm2.drop_layers(model, self.dropped)
+        facts = models.finetune_on(model, tokenizer, exchanges, recipe, on_step)
+        smollm2.save(model, tokenizer, out)
+        categories = ", ".join(sorted({each.category for each in exchanges}))
+        models.write_card(out, cards.STUDY.format(**facts, layers=30 - len(self.dropped), categories=categories))

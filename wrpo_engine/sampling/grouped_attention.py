@@ -29,7 +29,7 @@ def use_grouped_attention(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def _attend(
+def _attend(  # noqa: PLR0913 - signature of Transformers' attention functions
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -46,6 +46,16 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How responses to a prompt are drawn: their number, and what the prompt's seed derives from."""
+
+    num_samples: int
+    seed: int
+    seed_model: str
+    """Name of the model in seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PartRequests:
     """A part's requests, and the prompts that do not fit."""
 
@@ -63,9 +73,7 @@ def requests_of(
     part: Part[Row],
     *,
     encode: Callable[[Prompt], list[int]],
-    num_samples: int,
-    seed: int,
-    seed_model: str,
+    draws: Draws,
     limits: Limits,
 ) -> PartRequests:
     """Turn a part's prompts into requests; a prompt that leaves no room for a response fails or is skipped."""
@@ -85,8 +93,8 @@ def requests_of(
             SampleRequest(
                 key=prompt_id,
                 prompt_token_ids=ids,
-                num_samples=num_samples,
-                seed=prompt_seed(seed, seed_model, prompt_id),
+                num_samples=draws.num_samples,
+                seed=prompt_seed(draws.seed, draws.seed_model, prompt_id),
                 group=part.index,
             )
         )

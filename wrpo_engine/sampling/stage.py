@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import polars as pl
 
@@ -20,9 +19,9 @@ from wrpo_engine.sampling.counting import ResponseCounts
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source, source_field
-from wrpo_engine.sampling.requests import Limits, Part, PartRequests, Row, parts_of, requests_of
+from wrpo_engine.sampling.requests import Draws, Limits, Part, PartRequests, Row, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SampleRequest
-from wrpo_engine.sampling.settings import settings_of
+from wrpo_engine.sampling.settings import engine_args_of, length_for, settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import prompt_token_ids
@@ -37,7 +36,8 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, SampleParams)
     field_name = source_field(params.source)
-    check_backend_options(params.backend, quantization=params.quantization, engine_args=_engine_args(ctx, params))
+    engine_args = engine_args_of(params, ctx.config.runtime)
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=engine_args)
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
     written = _sample_parts(ctx, params, model, parts, field_name=field_name)
@@ -80,6 +80,7 @@ def _sample_parts(
     check_source(model, tokenizer, params.backend, params.system_prompt)
     context = shared_context(model, params.max_model_length)
     limits = Limits(context=context, skip_too_long=params.on_prompt_too_long == "Skip", model=model.identity)
+    draws = Draws(num_samples=params.samples_per_prompt, seed=params.seed, seed_model=seed_model(params))
     planned: list[PartRequests] = []
     longest = 0
     # Every prompt of every shard is encoded before the model is loaded: one that is too long fails at once.
@@ -87,24 +88,19 @@ def _sample_parts(
         plan = requests_of(
             part,
             encode=lambda prompt: prompt_token_ids(tokenizer, prompt, params.system_prompt),
-            num_samples=params.samples_per_prompt,
-            seed=params.seed,
-            seed_model=seed_model(params),
+            draws=draws,
             limits=limits,
         )
         longest = max([longest, *(len(request.prompt_token_ids) for request in plan.requests)])
         if part.name in pending:
             planned.append(plan)
-    needed = longest + params.max_tokens
     finished = sum(len(part.rows) for part in own_parts(ctx, parts) if part.name not in pending)
     settings = settings_of(
         params,
         ctx.config.runtime,
         model,
         tokenizer,
-        engine_args=_engine_args(ctx, params),
-        needed=needed,
-        context=context,
+        max_length=length_for(longest + params.max_tokens, context),
     )
     log.info("loading %s with %s", model.identity, params.backend)
     total = finished + sum(len(plan.part.rows) for plan in planned)
@@ -115,11 +111,6 @@ def _sample_parts(
 
     with running(ctx, model, load) as sampler:
         return sample_parts(ctx, params, planned, sampler, finished=finished)
-
-
-def _engine_args(ctx: StageContext, params: SampleParams) -> dict[str, Any]:
-    """Return vLLM's further arguments: those that change responses, and those of the runtime that change only speed."""
-    return {**params.engine_args, **ctx.config.runtime.engine_args}
 
 
 def seed_model(params: SampleParams) -> str:
