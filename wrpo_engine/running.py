@@ -18,6 +18,7 @@ from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
 from wrpo_engine.contract.definition import Image, Shape
+from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import (
@@ -26,7 +27,7 @@ from wrpo_engine.errors import (
     MissingInputError,
     WrpoError,
 )
-from wrpo_engine.process import termination
+from wrpo_engine.process import spares, termination
 from wrpo_engine.process.cli import read_config
 from wrpo_engine.process.machine import CudaFacts, require_driver
 from wrpo_engine.process.moments import LOADED
@@ -98,6 +99,8 @@ def run(  # noqa: PLR0913 (tests replace the last two)
 
 def _run_stage(config: StageConfig, process: _Process) -> TerminationMessage:
     stage, environ, is_main = config.params.kind(), process.environ, process.is_main
+    # Before anything starts a thread.
+    spares.keep(int(isinstance(config.params, JudgeParams) and config.params.serve_reward is not None), environ)
     progress = make_progress(config.output.stage, environ, time.monotonic, is_main=is_main)
     try:
         ctx = make_context(config, environ=environ, clock=process.clock, progress=progress, stop=process.stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.exit_codes import FINAL_EXIT_CODES
+from wrpo_engine.process import spares
+from wrpo_engine.process.spares import Process
 from wrpo_engine.sampling.engine_faults import Meaning, fault_in
 from wrpo_engine.sampling.engine_process import KEPT_LINES, exit_reason
 
@@ -32,7 +33,6 @@ _END_S = 20.0
 _TAIL_LINES = 20
 _LINE_CHARACTERS = 300
 _POLL_S = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Served:
 class OwnServer:
     """A server that was ready."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     log_path: Path
     """What it wrote to stdout and stderr."""
     served: Served
@@ -98,26 +98,13 @@ def running_server(
     with tempfile.TemporaryDirectory(prefix="wrpo-judge-") as directory:
         path = Path(directory) / "server.log"
         with path.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=dict(environ),
-                start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 (one call of libc, before the child is a program)
-            )
+            process = spares.start(command, environ, output=output.fileno(), ends_with_parent=True)
         server = OwnServer(process=process, log_path=path, served=served)
         try:
             _wait_until_healthy(server, health, patience_s=patience_s, check=check)
             yield server
         finally:
             _end(process)
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end the child with the thread that started it, also if that is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait_until_healthy(server: OwnServer, health: str, *, patience_s: float, check: Callable[[], None]) -> None:
@@ -162,7 +149,7 @@ def _tail(lines: Sequence[str]) -> str:
     return "\n".join(line[:_LINE_CHARACTERS] for line in lines[-_TAIL_LINES:])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         # The group: vLLM's workers are children of its server.
         with contextlib.suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ from typing import Any
 
 from wrpo_engine.config import ErrorInfo, ExitCode, Runtime, TerminationMessage
 from wrpo_engine.errors import Interrupted, WrpoError
-from wrpo_engine.process import termination
+from wrpo_engine.process import spares, termination
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.machine import fabric, fabric_lines, threads_per_rank, usable_cores
 from wrpo_engine.training.distributed.rendezvous import Node, meet
@@ -61,6 +61,8 @@ def launch(arguments: Sequence[str], environ: MutableMapping[str, str]) -> int:
                     _log_fabric()
     except WrpoError as error:
         return _end(error, environ)
+    ranks = environ.get("PET_NPROC_PER_NODE", "1")
+    spares.keep(int(ranks) if ranks.isdigit() else 0, environ)
     return _torchrun(arguments, runtime)
 
 
@@ -87,13 +89,35 @@ def _torchrun(arguments: Sequence[str], runtime: Runtime) -> int:
     # All nodes have just connected, so torchrun's own rendezvous takes seconds.
     bound = f"--rdzv-conf=timeout={runtime.rendezvous_timeout_seconds}"
     try:
-        untyped.run(untyped.parse_args([bound, "-m", "wrpo_engine", *arguments]))
+        with _ranks_by_spares():
+            untyped.run(untyped.parse_args([bound, "-m", "wrpo_engine", *arguments]))
     except ChildFailedError as error:
         failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
         return exit_code_of([failure.exitcode for failure in failures])
     except SignalException:
         return ExitCode.INTERRUPTED
     return ExitCode.OK
+
+
+@contextmanager
+def _ranks_by_spares() -> Iterator[None]:
+    """Let torchrun start a rank by a spare process while there is one."""
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    class Handler(SubprocessHandler):
+        def _popen(self, args: tuple[str, ...], env: dict[str, str]) -> Any:
+            outputs = [1 if self._stdout is None else self._stdout.fileno()]
+            outputs.append(2 if self._stderr is None else self._stderr.fileno())
+            return spares.by_spare(args, env, (outputs[0], outputs[1])) or super()._popen(args, env)
+
+    untyped: Any = api
+    before = untyped.get_subprocess_handler
+    untyped.get_subprocess_handler = Handler
+    try:
+        yield
+    finally:
+        untyped.get_subprocess_handler = before
 
 
 def _runtime(arguments: Sequence[str]) -> Runtime:

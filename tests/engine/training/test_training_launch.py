@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from engine_support import stage_config
 
+from wrpo_engine.config import ExitCode
 from wrpo_engine.training import launch as launcher
 
 TRAIN = {"stage": "train", "model": {"name": "/models/m"}, "learning_rate": 1e-6}
@@ -56,3 +61,35 @@ def test_the_first_of_several_nodes_says_what_nccl_will_find(
         assert caplog.messages[0].startswith("between nodes: /dev/infiniband has uverbs0")
         assert caplog.records[1].levelname == "WARNING"
         assert "Set LimitMEMLOCK=infinity" in caplog.messages[1]
+
+
+RANKS = """
+import os, sys
+from wrpo_engine.config import Runtime
+from wrpo_engine.process import spares, warm
+from wrpo_engine.training import launch
+
+warm.MODULES, warm.adopt = (), lambda environ: None
+for kept in (2, 0):
+    spares.keep(kept, os.environ)
+    print([launch._torchrun(["train", "--config", "absent"], Runtime()), len(spares._WAITING)], flush=True)
+"""
+"""Two launches of a broken stage with two ranks: by spares, and by programs."""
+
+
+def test_ranks_by_spares_end_a_launch_as_programs_do(tmp_path: Path) -> None:
+    told = tmp_path / "told.json"
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PET_NPROC_PER_NODE": "2",
+        "PET_RDZV_ENDPOINT": "127.0.0.1:0",
+        "PET_RDZV_BACKEND": "c10d",
+        "WRPO_TERMINATION_MESSAGE_PATH": str(told),
+    }
+    done = subprocess.run([sys.executable, "-c", RANKS], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == f"[{int(ExitCode.USAGE)}, 0]\n" * 2, done.stderr
+    assert "--config absent cannot be read: No such file or directory" in done.stderr
+    assert json.loads(told.read_text())["exit_code"] == ExitCode.USAGE
