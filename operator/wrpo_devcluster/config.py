@@ -121,7 +121,8 @@ def simulated_config(
 def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment that containers get from this machine, with the interpreter's programs first in PATH.
 
-    Gloo is set to loopback, because it is the only network that pods share.
+    Gloo is set to loopback, because it is the only network that pods share. Threads of OpenMP sleep while they wait,
+    because by default they hold a core on which another pod could compute.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     passed = {name: environ[name] for name in _PASSED_ON if name in environ}
@@ -129,7 +130,8 @@ def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
     installed = (sys.prefix, sys.base_prefix)
     extra = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
     imports = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(extra))} if extra else {}
-    return {"LANG": "C.UTF-8", **passed, **imports, "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {"GLOO_SOCKET_IFNAME": "lo", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"LANG": "C.UTF-8", **passed, **imports, "PATH": path, **shared}
 
 
 def save_config(config: ClusterConfig) -> None:

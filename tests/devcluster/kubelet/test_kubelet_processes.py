@@ -203,7 +203,8 @@ def test_environment_is_expanded_and_referenced(tmp_path: Path) -> None:
         "envFrom": [{"configMapRef": {"name": "m"}, "prefix": "M_"}],
         "resources": {"limits": {"cpu": "1500m", "nvidia.com/gpu": "1"}},
     }
-    names = "A B NAME APP CPU FROM_MAP FROM_SECRET M_k OMP_NUM_THREADS CUDA_VISIBLE_DEVICES GLOO_SOCKET_IFNAME"
+    given = "A B NAME APP CPU FROM_MAP FROM_SECRET M_k"
+    names = f"{given} OMP_NUM_THREADS OMP_WAIT_POLICY CUDA_VISIBLE_DEVICES GLOO_SOCKET_IFNAME"
     script = "".join(f'echo "{n}=${n}";' for n in names.split()) + 'case "$IP" in 127.64.*) echo ip-ok;; esac'
     objects = [
         (CONFIG_MAPS, {"metadata": {"name": "m"}, "data": {"k": "map"}}),
@@ -220,6 +221,7 @@ def test_environment_is_expanded_and_referenced(tmp_path: Path) -> None:
         "FROM_SECRET=hidden",
         "M_k=map",
         "OMP_NUM_THREADS=2",
+        "OMP_WAIT_POLICY=PASSIVE",
         "CUDA_VISIBLE_DEVICES=0",
         "GLOO_SOCKET_IFNAME=lo",
         "ip-ok",
