@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.hub.models import ResolvedModel, declared_architectures, vocabulary_size
@@ -18,6 +19,7 @@ from wrpo_engine.process.moments import ENGINE_STARTED
 from wrpo_engine.process.storage_errors import storage_error
 from wrpo_engine.sampling.engine_faults import Meaning, fault_of
 from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
+from wrpo_engine.sampling.nucleus import keep_nucleus
 from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats
 from wrpo_engine.sampling.sampler import (
     FinishReason,
@@ -29,6 +31,9 @@ from wrpo_engine.sampling.sampler import (
     repeat_greedy,
     waiting_of,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("wrpo_engine")
 
@@ -57,6 +62,7 @@ class VllmSampler:
         _check_options(settings)
         if on_cpu:
             _register_classes(model)
+            _sort_less()
         else:
             _check_devices(settings, devices=_visible_devices())
         self._sampling_params = vllm.SamplingParams
@@ -288,6 +294,23 @@ def _register_classes(model: ResolvedModel) -> None:
             # A class that cannot be imported is vLLM's to report, when it loads the model.
             with contextlib.suppress(Exception):
                 ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+
+
+@functools.cache
+def _sort_less() -> None:
+    """Let vLLM find the nucleus of top-p without a sort of the whole vocabulary."""
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    untyped: Any = topk_topp_sampler
+    whole = untyped.apply_top_k_top_p
+
+    def apply(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+        if k is not None or p is None:
+            masked: Tensor = whole(logits, k, p)
+            return masked
+        return keep_nucleus(logits, p, lambda rows, limits: whole(rows, None, limits))
+
+    untyped.apply_top_k_top_p = apply
 
 
 def engine_argument_names() -> set[str]:
