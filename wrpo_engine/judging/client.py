@@ -28,6 +28,7 @@ from wrpo_engine.scoring.posting import (
     HttpFailure,
     Poster,
     ReplyTooLarge,
+    key_of,
     split_endpoint,
     without_query,
 )
@@ -287,7 +288,7 @@ def make_client(
         judge,
         section=section,
         reported_model=runtime.judge_reported_model,
-        key=environ.get(KEY_VARIABLE) or None,
+        key=key_of(environ, KEY_VARIABLE, code="JudgeForbidden"),
         retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
         pacer=pacer,
         connections=runtime.judge_concurrency,

@@ -22,6 +22,7 @@ from wrpo_engine.scoring.posting import (
     HttpFailure,
     Poster,
     ReplyTooLarge,
+    key_of,
     split_endpoint,
 )
 from wrpo_engine.scoring.rewards import MAIN_SECTION, Pair, Reward
@@ -161,7 +162,7 @@ def make_client(reward: RewardModel, environ: Mapping[str, str], *, section: str
         model=reward.endpoint_model,
         chat_template=reward.chat_template,
         section=section,
-        key=environ.get(KEY_VARIABLE) or None,
+        key=key_of(environ, KEY_VARIABLE, code="RewardEndpointForbidden"),
     )
 
 

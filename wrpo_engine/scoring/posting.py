@@ -129,6 +129,24 @@ def retry_after(headers: Mapping[str, str], now: Callable[[], datetime] = lambda
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+def key_of(environ: Mapping[str, str], variable: str, *, code: str) -> str | None:
+    """Return the key in a variable, without white space around it; None if there is none.
+
+    Files often end with a line break, and so do keys that were put into a Secret from a file. ConfigError, which does
+    not show the key, if it cannot be sent.
+    """
+    key = environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            variable,
+            "<hidden>",
+            "it has characters that no HTTP header can hold, e.g. a line break",
+            "Put the text of the key alone into the Secret.",
+            code=code,
+        )
+    return key or None
+
+
 def split_endpoint(endpoint: str, *, field: str, key_variable: str, code: str) -> urllib.parse.SplitResult:
     """Return the parts of an endpoint's URL.
 

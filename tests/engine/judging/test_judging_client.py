@@ -18,7 +18,7 @@ from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.replies import MAX_RAW_BYTES, answer_of, shortened
 from wrpo_engine.judging.stage import run
 from wrpo_engine.scoring.endpoint_client import RetryPolicy
-from wrpo_engine.scoring.posting import retry_after
+from wrpo_engine.scoring.posting import key_of, retry_after
 
 ASK = Ask(item_id="q", order=0, turn=0, messages=({"role": "user", "content": "?"},), max_tokens=1, temperature=0.0)
 
@@ -172,6 +172,15 @@ def test_thoughts_are_left_out_of_what_is_read() -> None:
     assert answer_of("thoughts of a template that opens them</think>m") == "m"
     assert answer_of("<think>cut") == ""
     assert answer_of("m") == "m"
+
+
+def test_a_key_from_a_file_is_sent_without_its_line_break_and_no_other_one_is_shown() -> None:
+    assert key_of({"KEY": " sk-secret\n"}, "KEY", code="Code") == "sk-secret"
+    assert key_of({"KEY": "\n"}, "KEY", code="Code") is key_of({}, "KEY", code="Code") is None
+    for key in ("sk-secret\nsk-second", "sk-\x00secret", "sk-sécret"):
+        with pytest.raises(ConfigError, match="KEY is '<hidden>': it has characters that no HTTP header can") as error:
+            key_of({"KEY": key}, "KEY", code="Code")
+        assert "cret" not in f"{error.value} {error.value.hint}".replace("Secret", "")
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
