@@ -61,14 +61,14 @@ class PairRanker:
     """A loaded PairRM."""
 
     def __init__(self, model: ResolvedModel, budget: Budget, *, batch_tokens: int, dtype: str = "auto") -> None:
-        self.identity = model.identity
+        self.identity, self.field = model.identity, model.field
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_pairrm(model, weights_dtype(dtype, self._device), self._device)
         config = self._network.config
         if getattr(config, "position_biased_input", True):
             budget = budget.within(int(config.max_position_embeddings))
         tokenizer = tokenizer_of(model, field=section_of(model.field), needs_template=False)
-        self._encoder = PairRmEncoder(tokenizer, budget, identity=model.identity)
+        self._encoder = PairRmEncoder(tokenizer, budget, identity=model.identity, field=model.field)
         check_vocabulary(model, tokenizer, [*self._encoder.prefix_ids, *tokenizer("?", verbose=False)["input_ids"]])
         _check_prefixes(model, config, self._encoder.prefix_ids)
         self._pad = int(config.pad_token_id or 0)

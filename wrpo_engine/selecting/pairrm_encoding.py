@@ -86,14 +86,14 @@ class EncodedItem:
 
 
 class PairRmEncoder:
-    """Encodes the prompt and the candidates of an item."""
+    """Encodes the prompt and the candidates of an item. `field` of the spec is the ranker; errors name it."""
 
-    def __init__(self, tokenizer: Any, budget: Budget, *, identity: str) -> None:
+    def __init__(self, tokenizer: Any, budget: Budget, *, identity: str, field: str = FIELD) -> None:
         budget.check()
         tokenizer.add_tokens([prefix for prefix in PREFIXES if prefix not in tokenizer.get_vocab()])
         self._budget = budget
         self._plain = PlainEncoder(tokenizer, control_tokens(tokenizer, PREFIXES))
-        self._cls, self._sep = (_required(tokenizer, name, identity) for name in ("cls", "sep"))
+        self._cls, self._sep = (_required(tokenizer, name, identity, field) for name in ("cls", "sep"))
         self.source_id, self.left_id, self.right_id = tokenizer.convert_tokens_to_ids([SOURCE, LEFT, RIGHT])
 
     @property
@@ -123,11 +123,11 @@ class PairRmEncoder:
         return [self._cls, *ids[:room], self._sep], len(ids) > room
 
 
-def _required(tokenizer: Any, name: str, identity: str) -> int:
+def _required(tokenizer: Any, name: str, identity: str, field: str) -> int:
     token = getattr(tokenizer, f"{name}_token_id")
     if token is None:
         raise ConfigError(
-            FIELD,
+            field,
             identity,
             f"its tokenizer has no {name.upper()} token, which separates the texts of a pair",
             "Use the tokenizer that the ranker was trained with.",

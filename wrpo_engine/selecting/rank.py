@@ -103,18 +103,18 @@ def rank_items(
                 "tokens": pair.tokens,
                 "padding": pair.padding,
             }
-            _check_finite(ranker.identity, row)
+            _check_finite(ranker, row)
             rows.append(row)
     return pl.DataFrame(rows, schema=_SCHEMA)
 
 
-def _check_finite(identity: str, row: Mapping[str, Any]) -> None:
+def _check_finite(ranker: PairRanker, row: Mapping[str, Any]) -> None:
     if not math.isfinite(row["logit"]):
         raise DataError(
-            f"ranker {identity} gives {row['logit']} for item_id {row['item_id']}, {row['left']} against "
+            f"ranker {ranker.identity} gives {row['logit']} for item_id {row['item_id']}, {row['left']} against "
             f"{row['right']} ({row['tokens']} tokens)",
             code="RankNotFinite",
-            field=FIELD,
+            field=ranker.field,
             hint="Check the model on these texts; half precision may overflow (try float32). Or use another.",
         )
 

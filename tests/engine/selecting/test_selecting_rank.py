@@ -128,12 +128,14 @@ def test_a_logit_that_is_no_number_names_item_and_members(
     tensors = load_file(file)
     tensors["head_layer.4.weight"].fill_(float("nan"))
     save_file(tensors, file, metadata={"format": "pt"})
+    section = "evaluation.systems[blender].select.ranker"
+    runtime = {"model_sections": {"ranker": section}}
     with pytest.raises(DataError) as error:
-        rank.run(make_ctx(params(tmp_path / "nan"), inputs, stage="rank/blender--b"))
+        rank.run(make_ctx(params(tmp_path / "nan"), inputs, stage="rank/blender--b", runtime=runtime))
     assert error.value.message == (
         f"ranker {tmp_path / 'nan'} gives nan for item_id q1, answers/a--b against answers/c--b (18 tokens)"
     )
-    assert error.value.code == "RankNotFinite"
+    assert (error.value.code, error.value.field) == ("RankNotFinite", f"{section}.model")
 
 
 def test_a_member_without_an_answer_is_named_with_the_item_before_the_ranker_is_loaded(
