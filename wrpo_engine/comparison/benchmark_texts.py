@@ -80,7 +80,7 @@ def scaled(interval: Interval, factor: float) -> Interval:
 
 
 _CSV = (
-    *("score", "ci_low", "ci_high", "lc", "lc_low", "lc_high", "difference", "difference_ci_low"),
+    *("score", "ci_low", "ci_high", "lc", "lc_low", "lc_high", "sc", "difference", "difference_ci_low"),
     *("difference_ci_high", "p_one_sided", "p_holm", "wins", "losses", "sign_test", "detectable", "judged"),
     *("common_score", "invalid_share", "characters", "tokens", "generated", "read"),
 )
@@ -92,7 +92,8 @@ def _csv(table: BenchmarkTable, row: str) -> dict[str, object]:
     own = scaled(cell.own.interval, factor)
     values |= {"score": cell.own.score * factor, "ci_low": own.low, "ci_high": own.high, "judged": cell.own.items}
     if facts.length_controlled is not None:
-        values["lc"] = facts.length_controlled[1]
+        form, value = facts.length_controlled
+        values["sc" if form == "SC" else "lc"] = value
     if cell.length_controlled is not None:
         bounds = scaled(cell.length_controlled.interval, 100)
         values |= {"lc_low": bounds.low, "lc_high": bounds.high}
@@ -119,12 +120,17 @@ def _column(table: BenchmarkTable, head: str, rows: Sequence[str], text: Text, *
     return TextColumn(head=head, texts=texts, is_main=is_main)
 
 
-def _length_controlled(_: BenchmarkTable, cell: Cell, facts: Facts) -> str:
-    if facts.length_controlled is None:
-        return ""
-    form, value = facts.length_controlled
-    bounds = "" if cell.length_controlled is None else f" ({_range(cell.length_controlled.interval, 100)})"
-    return value_text(value) + bounds + ("" if form == "LC" else f" {form}")
+def _controlled(head: str, *others: str) -> Text:
+    """Return the text of a controlled score whose form is that of the head, or one of others, which are named."""
+
+    def text(_: BenchmarkTable, cell: Cell, facts: Facts) -> str:
+        form, value = facts.length_controlled or ("", 0.0)
+        if form not in (head, *others):
+            return ""
+        bounds = "" if cell.length_controlled is None else f" ({_range(cell.length_controlled.interval, 100)})"
+        return value_text(value) + bounds + ("" if form == head else f" {form}")
+
+    return text
 
 
 def _score(table: BenchmarkTable, cell: Cell, facts: Facts) -> str:
@@ -164,7 +170,8 @@ def _count(value: float | None) -> str:
 
 
 _COLUMNS: tuple[tuple[str, bool, Text], ...] = (
-    ("LC", True, _length_controlled),
+    ("LC", True, _controlled("LC", "LC-minimal")),
+    ("SC", True, _controlled("SC")),
     ("score", True, _score),
     ("common", False, _common),
     ("difference", False, _difference),

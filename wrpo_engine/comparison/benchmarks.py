@@ -26,7 +26,7 @@ class Facts:
     metrics: Mapping[str, float]
     """Of the judge's protocol, as far as every run has them."""
     length_controlled: tuple[str, float] | None
-    """Its form, LC or LC-minimal, and the protocol's value in per cent."""
+    """Its form, LC, LC-minimal or SC, and the protocol's value in per cent."""
     characters: float | None
     tokens: float | None
     generated: float | None

@@ -14,6 +14,7 @@ from evaluation_support import PROMPTS, Cells
 from support.browser import assert_readable
 
 from wrpo_engine.comparison.command import main
+from wrpo_engine.comparison.length_control import details_of
 from wrpo_engine.comparison.published import published_note, published_row
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, EvaluateParams
@@ -59,7 +60,8 @@ def evaluate(make_ctx: MakeCtx, commit_artifact: Commit, tmp_path: Path) -> Eval
             cells.answers(system.name, "arena", answers, role=system.answers, **about)
             rows = [(f"q{n}", value, 2.0, value is not None) for n, value in enumerate(values[system.name])]
             for judge in more.get("judges", ARENA.judges):
-                cells.verdicts(system.name, "arena", rows, judge=judge, about=more.get("about", {"model": "m"}))
+                about_judge = {"about": more.get("about", {"model": "m"}), **more.get("verdicts", {})}
+                cells.verdicts(system.name, "arena", rows, judge=judge, **about_judge)
         params = EvaluateParams(
             systems=tuple(systems),
             benchmarks=tuple(benchmarks),
@@ -109,6 +111,24 @@ def test_benchmarks_of_two_experiments_are_compared_on_the_same_items(
     assert "arena: judge m; 6 items, 5 of them judged for every row. Differences are from dpo." in printed
     assert "Invalid verdicts: 0.0% to 16.7%." in printed
     assert "moa: aggregator big." in printed
+
+
+def test_a_style_controlled_score_has_a_column_and_a_metric(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controlled = {"sc2025_score": 58.0, "sc2025_score_low": 50.0, "sc2025_score_high": 66.0}
+    verdicts = {"metrics": controlled, "details": {"length_control": details_of("SC", "sc2025_score", {})}}
+    one = evaluate("one", {"target": LOW, "trained": HIGH}, verdicts=verdicts)
+    metrics = json.loads((Path(one) / "manifest.json").read_text())["metrics"]
+    bounds = [metrics[f"sc_arena_gpt{side}"] for side in ("_low", "", "_high")]
+    assert bounds == [50.0, 58.0, 66.0]
+    compared(tmp_path, f"wrpo={one}")
+    row = csv_rows(tmp_path)["wrpo"]
+    assert (row["arena/gpt/sc"], row["arena/gpt/lc"]) == ("58.0", "")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "arena SC" in printed
+    assert "arena LC" not in printed
+    assert "SC is Arena-Hard v2.0's style-controlled score" in printed
 
 
 def test_a_further_system_has_its_held_out_score_and_training_metrics_are_found(
