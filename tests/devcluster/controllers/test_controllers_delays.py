@@ -54,6 +54,11 @@ async def run_one(delays: Delays) -> tuple[Recorder, list[str], JsonObject]:
             return found if has_condition(found, "Complete") else None
 
         job = await until(finished)
+
+        async def told() -> bool:
+            return "Completed" in {event["reason"] for event in await client.list(EVENTS, "conf")}
+
+        await until(told)
         events = sorted(await client.list(EVENTS, "conf"), key=lambda event: event["metadata"]["name"].split(".")[-1])
         return made[0], [event["reason"] for event in events], job
 

@@ -297,8 +297,11 @@ def test_a_jobset_runs_to_its_end_behind_a_headless_service() -> None:
             assert service["spec"]["publishNotReadyAddresses"]
             for pod in pods:
                 assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-            told = [event["reason"] for event in await client.list(EVENTS, "ns")]
-            assert "AllJobsCompleted" in told
+
+            async def told() -> bool:
+                return "AllJobsCompleted" in {event["reason"] for event in await client.list(EVENTS, "ns")}
+
+            await until(told)
 
     asyncio.run(scenario())
 
@@ -321,7 +324,11 @@ def test_suspending_ends_the_pods_and_resuming_starts_new_ones() -> None:
                 return bool(job["spec"]["suspend"]) and not await client.list(PODS, "ns")
 
             await until(idle)
-            assert has_condition(await client.get(JOB_SETS, "s", "ns"), "Suspended")
+
+            async def suspended() -> bool:
+                return has_condition(await client.get(JOB_SETS, "s", "ns"), "Suspended")
+
+            await until(suspended)
             await client.patch(JOB_SETS, "s", "ns", {"spec": {"suspend": False}})
             assert not before & await until(running)
 

@@ -266,7 +266,11 @@ def test_suspending_ends_the_pods_and_resuming_starts_new_ones() -> None:
                 return bool(job["spec"]["suspend"]) and not await client.list(PODS, "ns")
 
             await until(idle)
-            assert has_condition(await client.get(TRAIN_JOBS, "t", "ns"), "Suspended")
+
+            async def suspended() -> bool:
+                return has_condition(await client.get(TRAIN_JOBS, "t", "ns"), "Suspended")
+
+            await until(suspended)
             await client.patch(TRAIN_JOBS, "t", "ns", {"spec": {"suspend": False}})
             assert not before & await until(running)
 
