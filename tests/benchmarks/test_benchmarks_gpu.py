@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import wait_until
 
 from benchmarks import readme
+from benchmarks.common import process
 from benchmarks.common.machine import Machine
 from benchmarks.common.results import save_result
 from benchmarks.gpu import __main__ as gpu
@@ -75,7 +76,15 @@ def test_a_process_that_crashes_keeps_its_finished_rows(tmp_path: Path) -> None:
     assert "a_part (rank 0) ended with 134" in rows[1]["detail"]
 
 
-def test_a_process_above_its_budget_ends_with_its_children(tmp_path: Path) -> None:
+def test_a_process_above_its_budget_ends_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = tmp_path / "child"
+    wait = process._wait
+
+    def begin_when_the_child_runs(*arguments: Any) -> None:
+        wait_until("the child runs", lambda: pid.exists() and pid.read_text())
+        wait(*arguments)
+
+    monkeypatch.setattr(process, "_wait", begin_when_the_child_runs)
     text = f"""
 import subprocess, sys, time
 from pathlib import Path
@@ -83,22 +92,18 @@ from benchmarks.common.process import worker_main
 from benchmarks.gpu.rows import Row, RowWriter
 
 def work(specification):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
     RowWriter(Path(specification["rows"])).add(Row("good", {{}}))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path({str(pid)!r}).write_text(str(child.pid))
     time.sleep(600)
 
 worker_main(work)
 """
-    part = module_of(tmp_path, text, budget_s=10)
+    part = module_of(tmp_path, text, budget_s=0)
     rows = gpu.run_part(part, quick=True, machine=MACHINE)["rows"]
     assert rows[0]["case"] == "good"
-    assert rows[1]["error"] == "a_part (rank 0) did not end within 10 s"
-    child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 30
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(child)
+    assert rows[1]["error"] == "a_part (rank 0) did not end within 0 s"
+    wait_until("the child has ended", lambda: not is_running(int(pid.read_text())))
 
 
 def is_running(pid: int) -> bool:

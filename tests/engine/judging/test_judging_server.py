@@ -266,7 +266,7 @@ def test_a_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom wrpo_engine.judging import own_server\nown_server._is_healthy = lambda url: True\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(1000)']\n"
-        "with own_server.running_server(sleep, '', {}, None, patience_s=9) as server:\n"
+        "with own_server.running_server(sleep, '', {}, None, patience_s=300) as server:\n"
         "    print(server.process.pid, flush=True)\n    sys.stdin.read()\n"
     )
     parent = subprocess.Popen(

@@ -54,7 +54,7 @@ def stuck():
 with HangWatch("work", 0.05, {}):
     stuck()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == ExitCode.TEMPORARY
     assert "error: work made no progress for 0 s" in done.stderr
     assert "in stuck" in done.stderr

@@ -17,6 +17,7 @@ from engine_support import stage_config
 from support.patience import LIMIT_S
 
 from wrpo_devcluster.config import default_environment
+from wrpo_devcluster.kubelet import warm as warm_module
 from wrpo_devcluster.kubelet.containers import Launch, launch
 from wrpo_devcluster.kubelet.records import Attempt
 from wrpo_devcluster.kubelet.warm import WarmProcess
@@ -78,6 +79,8 @@ def test_a_forked_stage_computes_the_same_bytes(
         return forks[-1]
 
     monkeypatch.setattr(WarmProcess, "fork", recorded)
+    # A reply that came too late on a busy machine would start the stage.
+    monkeypatch.setattr(warm_module, "_REPLY_S", LIMIT_S)
     texts = [f"answer {number} " * number for number in range(1, 9)]
     prompts = pl.DataFrame({"prompt_id": ["p"], "prompt": ["why?"]})
     columns = {"prompt_id": "p", "source": "a", "sample_index": list(range(8)), "text": texts, "finish_reason": "stop"}

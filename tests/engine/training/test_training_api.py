@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 from engine_support import save_tiny_model
 from safetensors.torch import load_file, save_file
-from support.patience import LIMIT_S
+from support.patience import LIMIT_S, LONG_S
 from training_support import FAST_ON_IDS, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
@@ -184,7 +184,7 @@ def test_several_runs_in_one_process_train_with_deepspeed(tmp_path: Path) -> Non
     save_tiny_model(tmp_path / "model")
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     arguments = [sys.executable, "-c", TWICE, str(tmp_path / "model"), str(tmp_path / "results")]
-    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("trained with")]
     assert lines == [f"trained with {beta} at {stage}: 1" for beta in (0.1, 0.2) for stage in (0, 1, 3)]

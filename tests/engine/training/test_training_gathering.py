@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.patience import LIMIT_S
 from torch import Tensor
 
 from wrpo_engine.training.backends import gathering
@@ -31,7 +32,7 @@ class Ranks:
     _errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._barrier = threading.Barrier(self.world_size, timeout=20)
+        self._barrier = threading.Barrier(self.world_size, timeout=LIMIT_S)
         self._rank = threading.local()
         self.elements_sent = [0] * self.world_size
 

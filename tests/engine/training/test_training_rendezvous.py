@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.patience import LIMIT_S
+from support.patience import LIMIT_S, wait_until
 from training_support import ROOT, free_port
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
@@ -157,6 +157,11 @@ def test_a_run_of_one_node_needs_no_rendezvous(environ: Mapping[str, str]) -> No
     assert Node.of(environ) is None
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("ends", ["timeout", "signal"])
 def test_the_launcher_ends_its_wait_with_a_code_and_a_termination_message(ends: str, tmp_path: Path) -> None:
     """A real launcher whose peer never comes, and one that is stopped while it waits."""
@@ -180,10 +185,7 @@ def test_the_launcher_ends_its_wait_with_a_code_and_a_termination_message(ends: 
     arguments = [sys.executable, "-m", "wrpo_engine.training.launch", "sft", "--config", str(config)]
     with subprocess.Popen(arguments, env=environ, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         if ends == "signal":
-            while process.poll() is None:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
+            wait_until("node 0 listens or has ended", lambda: is_open(port) or process.poll() is not None)
             process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=LIMIT_S)
     told = json.loads(message.read_text())
