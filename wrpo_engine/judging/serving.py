@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from wrpo_engine.stage import StageContext
 
 _START_S = 1800.0
 _HOST = "127.0.0.1"
+_PORTS = range(10_000, 20_000)
+"""Below the ports that the system gives to connections, because the server listens only when its model is loaded."""
 _HIDDEN = frozenset({KEY_VARIABLE, "WRPO_TERMINATION_MESSAGE_PATH", "JOB_COMPLETION_INDEX"})
 """Variables of the stage that its server must not have: it needs no key, and it is not the stage."""
 
@@ -137,7 +140,8 @@ def _has_gpu() -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((_HOST, 0))
-        port: int = found.getsockname()[1]
-        return port
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind((_HOST, port))
+            return port
