@@ -96,6 +96,10 @@ class Kube:
         stages = self.status(name).get("stages", [])
         return next((entry for entry in stages if entry["name"] == stage), {})
 
+    def blocker(self, name: str, reason: str) -> JsonObject | None:
+        """Return what blocks an experiment for a reason. Others may show before it."""
+        return next((entry for entry in self.status(name).get("blockers") or [] if entry["reason"] == reason), None)
+
     def children(self, name: str, backend: str = "PyTorchJob") -> Sequence[JsonObject]:
         """Return the Jobs and the training backend's children of an experiment."""
         selector, resource = f"wrpo.ai/experiment={name}", BACKENDS[backend].resource

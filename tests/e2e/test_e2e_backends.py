@@ -190,7 +190,7 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
     try:
         kube.apply(two_nodes("no-trainer", "TrainJob"))
         # The operator may not know yet that the kind is gone; then the API server's refusal shows first.
-        blocker = wait_until("the blocker shows", lambda: _blocker(kube, "no-trainer", "TrainingBackendMissing"))
+        blocker = wait_until("the blocker shows", lambda: kube.blocker("no-trainer", "TrainingBackendMissing"))
         assert (blocker["object"], blocker["stage"]) == ("CustomResource/TrainJob", "sft")
         assert "Install Kubeflow Trainer" in blocker["message"]
         installed = ["JobSet", "PyTorchJob"] if is_installed(kube, JOBSET) else ["PyTorchJob"]
@@ -202,8 +202,3 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
     # What the blocker advises.
     kube.edit("no-trainer", training={"backend": "PyTorchJob"})
     kube.wait_phase("no-trainer", "Succeeded")
-
-
-def _blocker(kube: Kube, name: str, reason: str) -> JsonObject | None:
-    blockers = kube.status(name).get("blockers") or []
-    return next((entry for entry in blockers if entry["reason"] == reason), None)

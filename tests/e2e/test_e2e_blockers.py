@@ -134,7 +134,7 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
     if "in-queue" in obstacles:
         put_into_queue(kube)
     for name, obstacle in obstacles.items():
-        blocker = wait_until(f"{name} is told", partial(blocker_of, kube, name, obstacle.reason))
+        blocker = wait_until(f"{name} is told", partial(kube.blocker, name, obstacle.reason))
         assert blocker["object"].startswith(obstacle.object), blocker
         assert blocker["stage"] == "prepare"
         for words in obstacle.words:
@@ -156,11 +156,6 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
 def slow(kube: Kube, name: str) -> JsonObject:
     """Keep the Job of the queue from ending before it is suspended."""
     return kube.behave(slow="prepare:600") if name == "in-queue" else {}
-
-
-def blocker_of(kube: Kube, name: str, reason: str) -> JsonObject | None:
-    blockers = kube.status(name).get("blockers") or []
-    return next((entry for entry in blockers if entry["reason"] == reason), None)
 
 
 def assert_told_everywhere(kube: Kube, name: str, reason: str, words: tuple[str, ...]) -> None:
@@ -255,7 +250,7 @@ def test_a_gang_whose_workers_pod_security_refuses_says_so_while_its_master_runs
     kube.apply(
         experiment("refused", training=training, scheduling={"gang": "BestEffort"}, **kube.behave(slow="sft:600"))
     )
-    blocker = wait_until("it is told", lambda: blocker_of(kube, "refused", "PodSecurityViolation"))
+    blocker = wait_until("it is told", lambda: kube.blocker("refused", "PodSecurityViolation"))
     assert blocker["object"].startswith("PyTorchJob/refused-sft-")
     words = ('violates PodSecurity "restricted:latest"', "init-pytorch", "training.backend: TrainJob")
     for part in words:

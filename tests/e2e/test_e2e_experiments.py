@@ -271,8 +271,7 @@ def test_a_stages_config_cannot_be_edited_by_hand(kube: Kube) -> None:
 
 def test_a_missing_claim_blocks_and_names_itself(kube: Kube) -> None:
     kube.apply(experiment("claimless", storage={"volume": {"claimName": "nowhere"}}))
-    blocker = wait_until("a blocker shows", lambda: kube.status("claimless").get("blockers"))[0]
-    assert blocker["reason"] == "MissingObject"
+    blocker = wait_until("the blocker shows", lambda: kube.blocker("claimless", "MissingObject"))
     assert "nowhere" in blocker["message"]
     kube.kubectl("delete", "wrpoexperiment", "claimless", "--cascade=background")
 

@@ -16,6 +16,8 @@ from wrpo_devcluster.rbac_delay import MESSAGE
 from wrpo_operator.cli.install import CHECKOUT
 
 pytestmark = pytest.mark.cluster
+RBAC_DELAY_S = 10.0
+"""Long enough that a stalled operator asks within it, too."""
 embedded_only = pytest.mark.skipif(EXTERNAL, reason="does to the cluster what nobody should do to a shared one")
 
 
@@ -51,7 +53,7 @@ def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube)
     wait_until("the control plane is dead", lambda: not lifecycle.status(state_dir).is_running)
     config = load_config(kube.state_dir)
     assert config is not None
-    lifecycle.up(kube.state_dir, config=replace(config, rbac_delay_s=3.0))
+    lifecycle.up(kube.state_dir, config=replace(config, rbac_delay_s=RBAC_DELAY_S))
     save_config(config)
     kube.release("cp-killed")
     kube.wait_phase("cp-killed", "Succeeded")
@@ -71,8 +73,7 @@ def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_o
     kube.run("kubectl", "delete", "crd", crd, "--cascade=background", "--wait=true")
     try:
         kube.apply(experiment("no-crd"))
-        blocker = wait_until("a blocker shows", lambda: kube.status("no-crd").get("blockers"))[0]
-        assert blocker["reason"] == "TrainingBackendMissing"
+        blocker = wait_until("the blocker shows", lambda: kube.blocker("no-crd", "TrainingBackendMissing"))
         assert "PyTorchJob" in blocker["message"]
         conditions = {entry["type"]: entry for entry in kube.status("no-crd")["conditions"]}
         assert conditions["Blocked"]["status"] == "True"
