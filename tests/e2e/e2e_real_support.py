@@ -207,10 +207,11 @@ def _markers(kube: Kube, name: str, stage: str, replica: str) -> Iterator[str]:
 
 def _is_engine(process: Path) -> bool:
     """Whether a process is a stage's; the launcher of a rank and the supervisor of a container are other programs."""
-    command = (process / "cmdline").read_bytes()
     # A stage that started warm has the command line of the warm process.
-    is_forked = (process / "comm").read_text(encoding="utf-8") == "wrpo-engine\n"
-    return is_forked or b"wrpo_engine\0" in command or b"/wrpo-engine\0" in command
+    if (process / "comm").read_text(encoding="utf-8") == "wrpo-engine\n":
+        return True
+    command = (process / "cmdline").read_bytes()
+    return b"wrpo_engine\0" in command or b"/wrpo-engine\0" in command
 
 
 def kill_when(pid: int, what: str, condition: Callable[[], object], *, too_late: Callable[[], bool]) -> None:
