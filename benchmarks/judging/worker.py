@@ -21,7 +21,7 @@ from benchmarks.judging.server import MODEL
 from wrpo_engine.artifacts import VolumeStore, records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.stage_config import StageConfig
-from wrpo_engine.judging.client import ChatClient
+from wrpo_engine.judging.client import ChatClient, Connection
 from wrpo_engine.judging.decision import text_writer
 from wrpo_engine.judging.stage import cells_of, run
 from wrpo_engine.process.progress import Progress
@@ -113,7 +113,7 @@ def context_of(root: Path, inputs: Mapping[str, ArtifactRef], endpoint: str, con
 def bodies_of(ctx: StageContext) -> list[bytes]:
     """Return the requests of the stage."""
     params: Any = ctx.config.params
-    client = ChatClient(str(ctx.config.runtime.judge_endpoint), params)
+    client = ChatClient(Connection(endpoint=str(ctx.config.runtime.judge_endpoint)), params)
     cell = cells_of(ctx, params)("Logprobs")
     return [json.dumps(client.request_of(question.ask)).encode() for question in cell.questions]
 

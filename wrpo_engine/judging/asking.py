@@ -12,7 +12,7 @@ from wrpo_engine.judging.client import ChatClient
 from wrpo_engine.judging.journal import Entry, Journal, Known
 from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.verdicts import Judged, verdict_of
-from wrpo_engine.scoring.in_flight import in_flight
+from wrpo_engine.scoring.in_flight import Workers, in_flight
 
 _GRACE_S = 10.0
 """Seconds for replies in flight when the stage is stopped, less than Kubernetes' 30 until SIGKILL: they are paid."""
@@ -62,10 +62,8 @@ class Asker:
         replies = in_flight(
             lambda index: self.judged(questions[index], cell),
             len(questions),
-            threads=concurrency,
-            stopped=self.stopped,
+            Workers(threads=concurrency, stopped=self.stopped, grace_s=_GRACE_S),
             on_wait=on_wait,
-            grace_s=_GRACE_S,
         )
         with contextlib.closing(replies):
             yield from (judged for _, judged in replies)

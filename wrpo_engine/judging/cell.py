@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import polars as pl
-
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.bundles.answers import read_answers, texts_by_item
 from wrpo_engine.bundles.items import (
@@ -24,7 +22,7 @@ from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.evaluation import SEPARATOR, JudgeParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Verdict
-from wrpo_engine.judging.protocols import protocol_of
+from wrpo_engine.judging.protocols import Baseline, protocol_of
 from wrpo_engine.stage import StageContext
 
 QUESTIONS_PER_PART = 32
@@ -81,10 +79,7 @@ class Inputs:
     items: Sequence[Item]
     answers: Mapping[str, Sequence[str]]
     templates: Mapping[str, str]
-    baseline_names: Mapping[str, str]
-    """Item id -> who gave the baseline's answer."""
-    regulariser: pl.DataFrame | None
-    """Of the length control, if the baseline is the bundle's."""
+    baseline: Baseline
 
 
 def load_inputs(ctx: StageContext, params: JudgeParams) -> Inputs:
@@ -97,8 +92,9 @@ def load_inputs(ctx: StageContext, params: JudgeParams) -> Inputs:
         items=items,
         answers=answers,
         templates=read_templates(ctx),
-        baseline_names=read_baseline_names(ctx) if own is None else {each.item_id: _system(own) for each in items},
-        regulariser=read_regulariser(ctx) if own is None else None,
+        baseline=Baseline(read_baseline_names(ctx), read_regulariser(ctx))
+        if own is None
+        else Baseline({each.item_id: _system(own) for each in items}),
     )
 
 
@@ -113,8 +109,7 @@ def make_cell(inputs: Inputs, params: JudgeParams, output: ArtifactRef) -> Cell:
         params.benchmark_protocol,
         params,
         templates=inputs.templates,
-        baseline_names=inputs.baseline_names,
-        regulariser=inputs.regulariser,
+        baseline=inputs.baseline,
         order_seed=params.order_seed,
     )
     pairs = [(item, inputs.answers[item.item_id]) for item in inputs.items]

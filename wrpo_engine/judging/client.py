@@ -9,13 +9,13 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wrpo_engine.config import Runtime
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError, WrpoError
-from wrpo_engine.judging.pacing import QUOTA_PATIENCE_S, Pacer
+from wrpo_engine.judging.pacing import QUOTA_PATIENCE_S, Pacer, RequestLimits
 from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.replies import KeptReply, UnusableReply, error_status, read_completion, shortened
 from wrpo_engine.judging.section import ANY_JUDGE, judge_section
@@ -36,6 +36,7 @@ from wrpo_engine.scoring.posting import (
 KEY_VARIABLE = "WRPO_JUDGE_API_KEY"
 TIMEOUT_VARIABLE = "WRPO_JUDGE_TIMEOUT_SECONDS"
 PATIENCE_VARIABLE = "WRPO_JUDGE_PATIENCE_SECONDS"
+_RETRIES = RetryPolicy(timeout_s=300.0)
 _PATH = "/chat/completions"
 _OWN_FIELDS = ("messages", "model", "n", "stream")
 """Fields that extraBody may not change: a reply would belong to another question or have another form."""
@@ -64,48 +65,69 @@ class Answered:
     """Of the last request."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How a judge is reached."""
+
+    endpoint: str
+    section: str = ANY_JUDGE
+    """Of the spec: the judge."""
+    key: str | None = field(default=None, repr=False)
+    retries: RetryPolicy = _RETRIES
+    concurrency: int = 16
+    """Connections that are kept."""
+    reported_model: str | None = None
+    """Name that replies must have, if it is not that of the request."""
+
+    @classmethod
+    def of(cls, endpoint: str, runtime: Runtime, environ: Mapping[str, str]) -> Connection:
+        """Return the connection of a stage."""
+        return cls(
+            endpoint=endpoint,
+            section=judge_section(runtime),
+            key=key_of(environ, KEY_VARIABLE, code="JudgeForbidden"),
+            retries=replace(_RETRIES, timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, _RETRIES.timeout_s)),
+            concurrency=runtime.judge_concurrency,
+            reported_model=runtime.judge_reported_model,
+        )
+
+
 class ChatClient:
     """Asks one model one question at a time; safe to use from several threads.
 
-    `reported_model` is the name that replies must have if it is not that of the request. `check` is called after each
-    request without a usable reply, and may raise what explains that.
+    `check` is called after each request without a usable reply, and may raise what explains that.
     """
 
     def __init__(
         self,
-        endpoint: str,
+        connection: Connection,
         judge: JudgeFields,
         *,
-        section: str = ANY_JUDGE,
-        reported_model: str | None = None,
-        key: str | None = None,
-        retries: RetryPolicy | None = None,
         pacer: Pacer | None = None,
-        connections: int = 16,
         check: Callable[[], None] = lambda: None,
-        jitter: Callable[[], float] = random.random,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        section = connection.section
         self._endpoint_field, self._model_field = f"{section}.endpoint", f"{section}.model"
         self._body_field, self._reported_field = f"{section}.extraBody", f"{section}.reportedModel"
         parts = split_endpoint(
-            endpoint, field=self._endpoint_field, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid"
+            connection.endpoint, field=self._endpoint_field, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid"
         )
         path = parts.path.rstrip("/").removesuffix(_PATH)
         self.identity = without_query(urllib.parse.urlunsplit(parts._replace(path=path)))
         self._models_url = urllib.parse.urlunsplit(parts._replace(path=f"{path}/models"))
         self._model = judge.model
-        self._reported_model = reported_model
+        self._reported_model = connection.reported_model
         self._extra = dict(judge.extra_body)
         if wrong := sorted(self._extra.keys() & set(_OWN_FIELDS)):
             raise ConfigError(self._body_field, wrong[0], "the stage sets this field itself", "Remove it.")
-        self._retries = retries or RetryPolicy(timeout_s=300.0)
+        self._retries = connection.retries
         url = urllib.parse.urlunsplit(parts._replace(path=path + _PATH))
-        self._poster = Poster(url, key=key, timeout_s=self._retries.timeout_s, connections=connections)
-        self._has_key = key is not None
-        self._pacer = pacer or Pacer(section=section)
+        self._poster = Poster(
+            url, key=connection.key, timeout_s=self._retries.timeout_s, connections=connection.concurrency
+        )
+        self._has_key = connection.key is not None
+        self._pacer = pacer or Pacer(RequestLimits(section=section))
         self._check = check
-        self._jitter, self._monotonic = jitter, monotonic
         self._replies = 0
 
     def ask(self, ask: Ask, where: str, stopped: threading.Event) -> Answered:
@@ -121,13 +143,13 @@ class ChatClient:
         while True:
             self._pacer.turn(stopped)
             requests += 1
-            begun = self._monotonic()
+            begun = time.monotonic()
             reply: KeptReply | None
             try:
                 reply = self._read(self._poster.post(body), has_logprobs=has_logprobs)
             except HttpFailure as failure:
                 if failure.status == 429:
-                    backoff = self._retries.pause(quota, None, self._jitter)
+                    backoff = self._retries.pause(quota, None, random.random)
                     quota += 1
                     is_final = _NO_MONEY in failure.text
                     self._pacer.refused(failure.retry_after_s, backoff, str(failure), is_final=is_final)
@@ -139,14 +161,14 @@ class ChatClient:
             if reply is not None:
                 self._replies += 1
                 self._pacer.answered()
-                return Answered(reply=reply, requests=requests, latency_s=self._monotonic() - begun)
+                return Answered(reply=reply, requests=requests, latency_s=time.monotonic() - begun)
             self._check()
             replies_before = self._replies if replies_before is None else replies_before
             failed += 1
             if failed >= self._retries.attempts:
                 reply = self._given_up(last, where, answers_others=self._replies > replies_before)
-                return Answered(reply=reply, requests=requests, latency_s=self._monotonic() - begun)
-            if stopped.wait(self._retries.pause(failed - 1, pause_s, self._jitter)):
+                return Answered(reply=reply, requests=requests, latency_s=time.monotonic() - begun)
+            if stopped.wait(self._retries.pause(failed - 1, pause_s, random.random)):
                 raise Interrupted
 
     @property
@@ -260,37 +282,11 @@ def is_model(asked: str, reported: str) -> bool:
     return reported_name == name or is_dated
 
 
-def make_client(
-    endpoint: str,
-    judge: JudgeFields,
-    runtime: Runtime,
-    environ: Mapping[str, str],
-    *,
-    used: int = 0,
-    on_request: Callable[[], None] = lambda: None,
-    check: Callable[[], None] = lambda: None,
-) -> ChatClient:
-    """Return the client of a stage. `used`: requests of earlier attempts; `on_request` notes each one.
-
-    `check` may raise what explains that a request got no usable reply.
-    """
-    section = judge_section(runtime)
-    pacer = Pacer(
-        section=section,
+def limits_of(runtime: Runtime, environ: Mapping[str, str]) -> RequestLimits:
+    """Return the limits of a stage's requests."""
+    return RequestLimits(
+        section=judge_section(runtime),
         per_minute=runtime.judge_requests_per_minute,
         max_requests=runtime.judge_max_requests,
-        used=used,
         quota_patience_s=seconds_of(environ, PATIENCE_VARIABLE, QUOTA_PATIENCE_S),
-        on_request=on_request,
-    )
-    return ChatClient(
-        endpoint,
-        judge,
-        section=section,
-        reported_model=runtime.judge_reported_model,
-        key=key_of(environ, KEY_VARIABLE, code="JudgeForbidden"),
-        retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
-        pacer=pacer,
-        connections=runtime.judge_concurrency,
-        check=check,
     )

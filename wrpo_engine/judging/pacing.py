@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError
 from wrpo_engine.judging.section import ANY_JUDGE
@@ -13,28 +14,33 @@ QUOTA_PATIENCE_S = 300.0
 """Longest time in which the server refuses all requests with 429."""
 
 
-class Pacer:
-    """Shared by all threads of a stage.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """Limits of a stage's requests to its judge."""
 
-    `per_minute` requests are spread evenly. `max_requests` counts those of earlier attempts, `used`, too.
-    """
+    section: str = ANY_JUDGE
+    """Of the spec: the judge."""
+    per_minute: int | None = None
+    """Spread evenly."""
+    max_requests: int | None = None
+    """Those of earlier attempts included."""
+    quota_patience_s: float = QUOTA_PATIENCE_S
+
+
+class Pacer:
+    """Shared by all threads of a stage. `used`: requests of earlier attempts; `on_request` notes each one."""
 
     def __init__(
         self,
+        limits: RequestLimits = RequestLimits(),
         *,
-        section: str = ANY_JUDGE,
-        per_minute: int | None = None,
-        max_requests: int | None = None,
         used: int = 0,
-        quota_patience_s: float = QUOTA_PATIENCE_S,
         on_request: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._section = section
-        self._interval_s = 60.0 / per_minute if per_minute else 0.0
-        self._max_requests = max_requests
+        self._limits = limits
+        self._interval_s = 60.0 / limits.per_minute if limits.per_minute else 0.0
         self.used = used
-        self._patience_s = quota_patience_s
         self._on_request = on_request
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -54,8 +60,9 @@ class Pacer:
                 raise Interrupted
 
     def _count(self) -> None:
-        if self._max_requests is not None and self.used >= self._max_requests:
-            raise budget_exceeded(self._max_requests, self.used, 1, section=self._section)
+        limit = self._limits.max_requests
+        if limit is not None and self.used >= limit:
+            raise budget_exceeded(limit, self.used, 1, section=self._limits.section)
         self.used += 1
         self._on_request()
 
@@ -69,16 +76,17 @@ class Pacer:
 
         Raises TemporaryError if the server has refused, or would refuse, all requests for longer than its limit.
         """
+        patience_s = self._limits.quota_patience_s
         with self._lock:
             now = self._monotonic()
             if self._refused_since_s is None:
                 self._refused_since_s = now
             pause = backoff_s if asked_s is None else asked_s + backoff_s
-            if is_final or max(now, now + (asked_s or 0.0)) - self._refused_since_s > self._patience_s:
+            if is_final or max(now, now + (asked_s or 0.0)) - self._refused_since_s > patience_s:
                 raise TemporaryError(
-                    f"the judge refuses all requests because of its quota for {self._patience_s:g} s or more: {shown}",
+                    f"the judge refuses all requests because of its quota for {patience_s:g} s or more: {shown}",
                     code="JudgeQuotaExceeded",
-                    field=f"{self._section}.endpoint",
+                    field=f"{self._limits.section}.endpoint",
                     hint="Lower requestsPerMinute or concurrency, or raise the quota of the account. The stage is "
                     "retried; replies are kept.",
                 )

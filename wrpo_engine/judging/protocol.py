@@ -92,6 +92,20 @@ class Verdict:
     """Arena-Hard: 3 for a decisive verdict."""
 
 
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What one judge was asked about one system, what it replied, and the verdicts."""
+
+    asks: Sequence[Ask]
+    """First questions only."""
+    verdicts: Sequence[Verdict]
+    """Those without a question too."""
+    replies: Mapping[tuple[str, int, int], Sequence[Reply]]
+    """(item id, order, turn) -> the replies to a question and its follow-ups."""
+    system: str
+    judge: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemOutcome:
     """What a benchmark's score is made of: one row an item."""
@@ -144,15 +158,7 @@ class BenchmarkProtocol(TypingProtocol):
         ...
 
     def native_files(
-        self,
-        items: Sequence[Item],
-        answers: Mapping[str, Sequence[str]],
-        asks: Sequence[Ask],
-        verdicts: Sequence[Verdict],
-        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
-        *,
-        system: str,
-        judge: str,
+        self, items: Sequence[Item], answers: Mapping[str, Sequence[str]], transcript: Transcript
     ) -> Mapping[str, str]:
         """Return relative name -> content of the original tools' files. The content depends on the arguments alone."""
         ...

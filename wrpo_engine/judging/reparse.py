@@ -19,7 +19,7 @@ from wrpo_engine.formats.location import Locator
 from wrpo_engine.judging.decision import known_decision
 from wrpo_engine.judging.results import summarise
 from wrpo_engine.judging.stage import cells_of
-from wrpo_engine.judging.tool_context import tool_context
+from wrpo_engine.judging.tool_context import tool_config, tool_context
 from wrpo_engine.judging.verdicts import judged_of
 from wrpo_engine.process.command_line import run_command
 
@@ -67,7 +67,7 @@ def reparse(location: str, storage: str | None, mode: str | None, environ: Mappi
     if stored.get("stage") != JudgeParams.kind():
         raise UsageError(f"{location} is an artifact of {manifest.stage}", hint="Name an artifact of a judge stage.")
     inputs = {role: ArtifactRef(stage=entry.stage, hash=entry.hash) for role, entry in manifest.inputs.items()}
-    ctx = tool_context(store, environ, tool="reparse", params=stored, output=artifact.ref, inputs=inputs)
+    ctx = tool_context(tool_config("reparse", stored, artifact.ref, inputs), store, environ)
     params = ctx.config.params
     assert isinstance(params, JudgeParams)
     if mode is not None:

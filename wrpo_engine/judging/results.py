@@ -16,7 +16,7 @@ from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.decision import DECISION, text_writer
 from wrpo_engine.judging.journal import PREFIX
-from wrpo_engine.judging.protocol import Summary
+from wrpo_engine.judging.protocol import Summary, Transcript
 from wrpo_engine.judging.verdicts import Judged, check_invalid, judged_of, metrics_of
 from wrpo_engine.stage import StageContext
 
@@ -80,11 +80,13 @@ def _native(params: JudgeParams, cell: Cell, judged: Sequence[Judged]) -> dict[s
     files: Mapping[str, str] = cell.protocol.native_files(
         cell.items,
         cell.answers,
-        [each.question.ask for each in judged],
-        [*cell.settled, *(each.verdict for each in judged)],
-        by_question,
-        system=params.system,
-        judge=params.model,
+        Transcript(
+            [each.question.ask for each in judged],
+            [*cell.settled, *(each.verdict for each in judged)],
+            by_question,
+            system=params.system,
+            judge=params.model,
+        ),
     )
     return {NATIVE + name: content for name, content in sorted(files.items())}
 

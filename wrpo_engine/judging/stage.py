@@ -17,10 +17,10 @@ from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.judging.asking import Asker, is_answered
 from wrpo_engine.judging.cell import Cell, Question, load_inputs, make_cell
-from wrpo_engine.judging.client import KEY_VARIABLE, ChatClient, make_client
+from wrpo_engine.judging.client import KEY_VARIABLE, ChatClient, Connection, limits_of
 from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, recall, with_protocol
 from wrpo_engine.judging.journal import Journal, Known, read_journals
-from wrpo_engine.judging.pacing import budget_exceeded
+from wrpo_engine.judging.pacing import Pacer, budget_exceeded
 from wrpo_engine.judging.protocol import Outcome
 from wrpo_engine.judging.results import commit_when_complete
 from wrpo_engine.judging.section import judge_section
@@ -128,13 +128,15 @@ def _client(ctx: StageContext, params: JudgeParams, own: OwnJudge | None, asker:
     # The stage's own server gets no key.
     environ = {name: value for name, value in ctx.environ.items() if own is None or name != KEY_VARIABLE}
     is_limited = runtime.judge_max_requests is not None
-    return make_client(
-        _endpoint(ctx, params, own),
-        params,
-        runtime,
-        environ,
+    pacer = Pacer(
+        limits_of(runtime, environ),
         used=max(asker.known.requests, requests_of_parts(ctx)) if is_limited else 0,
         on_request=asker.journal.note_request if is_limited else lambda: None,
+    )
+    return ChatClient(
+        Connection.of(_endpoint(ctx, params, own), runtime, environ),
+        params,
+        pacer=pacer,
         check=lambda: None if own is None else own.server.raise_if_ended(),
     )
 

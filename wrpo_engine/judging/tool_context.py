@@ -14,17 +14,11 @@ from wrpo_engine.process.progress import Progress
 from wrpo_engine.stage import StageContext, StopRequest
 
 
-def tool_context(
-    store: ArtifactStore,
-    environ: Mapping[str, str],
-    *,
-    tool: str,
-    params: Mapping[str, Any],
-    output: ArtifactRef,
-    inputs: Mapping[str, ArtifactRef],
-) -> StageContext:
-    """Return a context that reads from the store. `params` are those of a stage, as its file has them."""
-    config = StageConfig.model_validate(
+def tool_config(
+    tool: str, params: Mapping[str, Any], output: ArtifactRef, inputs: Mapping[str, ArtifactRef]
+) -> StageConfig:
+    """Return the configuration of a tool. `params` are those of a stage, as its file has them."""
+    return StageConfig.model_validate(
         {
             "experiment": tool,
             "output": output.model_dump(),
@@ -33,10 +27,14 @@ def tool_context(
             "params": dict(params),
         }
     )
+
+
+def tool_context(config: StageConfig, store: ArtifactStore, environ: Mapping[str, str]) -> StageContext:
+    """Return a context that reads from the store."""
     return StageContext(
         config=config,
         store=store,
-        output=store.writer(output, config={}, inputs={}),
+        output=store.writer(config.output, config={}, inputs={}),
         shard=0,
         progress=Progress([], time.monotonic),
         stop=StopRequest(),

@@ -22,7 +22,7 @@ from wrpo_engine.merging.search import Found, Groups, Point, candidate_weights, 
 from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings
 from wrpo_engine.sampling.streaming import running
-from wrpo_engine.scoring.load import load_scorer
+from wrpo_engine.scoring.load import Reading, load_scorer
 from wrpo_engine.scoring.rewards import Scorer
 from wrpo_engine.seeds import seed_of
 from wrpo_engine.stage import StageContext
@@ -130,8 +130,7 @@ class _Fitness:
             self._scorer = load_scorer(
                 self._settings.reward,
                 self._ctx,
-                max_length=_REWARD_LENGTH,
-                batch_tokens=self._ctx.config.runtime.batch_tokens,
+                Reading(max_length=_REWARD_LENGTH, batch_tokens=self._ctx.config.runtime.batch_tokens),
             )
         pairs = [(text, responses[key]) for key, text in self._prompts]
         scores = [reward.score for reward in self._scorer.rewards(pairs, [f"prompt {key}" for key, _ in self._prompts])]

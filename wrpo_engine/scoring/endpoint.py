@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from wrpo_engine.scoring.endpoint_client import EndpointClient
-from wrpo_engine.scoring.in_flight import in_flight
+from wrpo_engine.scoring.in_flight import Workers, in_flight
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
 
@@ -35,8 +35,7 @@ class EndpointScorer:
         answers = in_flight(
             lambda index: self._client.reward(pairs[index], row_name(names, index), stopped),
             len(pairs),
-            threads=self._concurrency,
-            stopped=stopped,
+            Workers(threads=self._concurrency, stopped=stopped),
             on_wait=lambda: _report(on_progress, 0),
         )
         # Closed at once if a report of progress raises.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wrpo_engine.config import RewardModel
@@ -19,6 +19,17 @@ from wrpo_engine.stage import StageContext
 log = logging.getLogger("wrpo_engine")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a reward model reads texts. A function and a server see them whole."""
+
+    max_length: int
+    """Tokens of a prompt and its response."""
+    batch_tokens: int
+    dtype: Dtype = "auto"
+    truncation: Truncation = "Right"
 
 
 def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
@@ -42,16 +53,9 @@ def model_field(ctx: StageContext) -> str:
 def load_scorer(
     reward: RewardModel,
     ctx: StageContext,
-    *,
-    max_length: int,
-    batch_tokens: int,
-    dtype: Dtype = "auto",
-    truncation: Truncation = "Right",
+    reading: Reading,
 ) -> Scorer:
-    """Load a reward model, import a reward function, or make a reward server's client.
-
-    Lengths, batches and formats concern models alone: a function and a server see the whole text.
-    """
+    """Load a reward model, import a reward function, or make a reward server's client."""
     log.info("reward: %s", reward.identity.rpartition("@")[2])
     section = section_of(model_field(ctx))
     if reward.function is not None:
@@ -62,4 +66,10 @@ def load_scorer(
     from wrpo_engine.scoring.reward_model import RewardScorer
 
     model = replace(_resolved(reward, ctx), chat_template=reward.chat_template)
-    return RewardScorer(model, max_length=max_length, batch_tokens=batch_tokens, dtype=dtype, truncation=truncation)
+    return RewardScorer(
+        model,
+        max_length=reading.max_length,
+        batch_tokens=reading.batch_tokens,
+        dtype=reading.dtype,
+        truncation=reading.truncation,
+    )

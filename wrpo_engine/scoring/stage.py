@@ -24,7 +24,7 @@ from wrpo_engine.formats import prompt_columns as tables
 from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.changes import refuse_changed
-from wrpo_engine.scoring.load import load_scorer, model_field, reward_details
+from wrpo_engine.scoring.load import Reading, load_scorer, model_field, reward_details
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import Change
@@ -71,10 +71,12 @@ def score_in_parts(
         scorer = load_scorer(
             params.reward,
             ctx,
-            max_length=params.max_length,
-            batch_tokens=ctx.config.runtime.batch_tokens,
-            dtype=params.dtype,
-            truncation=params.truncation,
+            Reading(
+                max_length=params.max_length,
+                batch_tokens=ctx.config.runtime.batch_tokens,
+                dtype=params.dtype,
+                truncation=params.truncation,
+            ),
         )
         own = set(own_parts(ctx, names))
         slices = {

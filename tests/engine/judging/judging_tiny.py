@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wrpo_engine.contract.benchmarks import JudgeFields
-from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
+from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Transcript, Verdict
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,16 @@ class TinyProtocol:
         self,
         items: Sequence[Item],
         answers: Mapping[str, Sequence[str]],
-        asks: Sequence[Ask],
-        verdicts: Sequence[Verdict],
-        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
-        *,
-        system: str,
-        judge: str,
+        transcript: Transcript,
     ) -> Mapping[str, str]:
         rows = [
-            {"item": each.item_id, "order": each.order, "value": each.value, "system": system, "judge": judge}
-            for each in verdicts
+            {"item": each.item_id, "order": each.order, "value": each.value}
+            | {"system": transcript.system, "judge": transcript.judge}
+            for each in transcript.verdicts
         ]
-        texts = [{"item": key[0], "texts": [reply.text for reply in found]} for key, found in replies.items()]
+        texts = [
+            {"item": key[0], "texts": [reply.text for reply in found]} for key, found in transcript.replies.items()
+        ]
         return {"annotations.json": json.dumps(rows), "texts.json": json.dumps(texts)}
 
 

@@ -12,8 +12,8 @@ from support.stub_judge import Reply, StubJudge, completion
 
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import ConfigError, TemporaryError
-from wrpo_engine.judging.client import ChatClient, is_model
-from wrpo_engine.judging.pacing import Pacer
+from wrpo_engine.judging.client import ChatClient, Connection, is_model
+from wrpo_engine.judging.pacing import Pacer, RequestLimits
 from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.replies import MAX_RAW_BYTES, answer_of, shortened
 from wrpo_engine.judging.stage import run
@@ -27,9 +27,8 @@ def client_of(
     judge: StubJudge, pacer: Pacer | None = None, *, reported_model: str | None = None, **retries: Any
 ) -> ChatClient:
     policy = RetryPolicy(**{"attempts": 2, "first_pause_s": 0.001, "max_pause_s": 0.002, **retries})
-    return ChatClient(
-        judge.endpoint, JudgeFields(model="stub-judge"), reported_model=reported_model, retries=policy, pacer=pacer
-    )
+    connection = Connection(endpoint=judge.endpoint, retries=policy, reported_model=reported_model)
+    return ChatClient(connection, JudgeFields(model="stub-judge"), pacer=pacer)
 
 
 def test_waits_for_a_quota_use_up_no_attempt(judge: StubJudge) -> None:
@@ -56,7 +55,7 @@ def test_a_quota_that_lasts_longer_than_five_minutes_is_temporary(judge: StubJud
 
 def test_any_reply_ends_the_time_of_a_quota() -> None:
     now = [0.0]
-    pacer = Pacer(quota_patience_s=10.0, monotonic=lambda: now[0])
+    pacer = Pacer(RequestLimits(quota_patience_s=10.0), monotonic=lambda: now[0])
     for _ in range(5):
         pacer.refused(8.0, 0.0, "429", is_final=False)
         now[0] += 8.0
@@ -75,7 +74,7 @@ def test_requests_a_minute_are_spread_evenly() -> None:
             now[0] += timeout or 0.0
             return False
 
-    pacer = Pacer(per_minute=30, monotonic=lambda: now[0])
+    pacer = Pacer(RequestLimits(per_minute=30), monotonic=lambda: now[0])
     times = []
     for _ in range(4):
         pacer.turn(Stopped())

@@ -14,7 +14,7 @@ from support.stub_judge import Reply, StubJudge, completion
 
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import ConfigError, TemporaryError
-from wrpo_engine.judging.client import ChatClient
+from wrpo_engine.judging.client import ChatClient, Connection
 from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.replies import KeptReply, UnusableReply, error_status, from_raw, read_completion, to_raw
 from wrpo_engine.judging.stage import run
@@ -140,7 +140,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_again_and_one_that_can_is_not(
 ) -> None:
     judge.fault = lambda _, __: reply
     policy = RetryPolicy(attempts=2, first_pause_s=0.001, max_pause_s=0.002)
-    client = ChatClient(judge.endpoint, JudgeFields(model="stub-judge"), retries=policy)
+    client = ChatClient(Connection(endpoint=judge.endpoint, retries=policy), JudgeFields(model="stub-judge"))
     found = client.ask(ASK, "q", threading.Event())
     assert (found.reply.outcome, found.requests, len(judge.bodies)) == (outcome, requests, requests)
 
@@ -170,7 +170,7 @@ def test_replies_with_odd_fields_are_kept_in_the_artifact_and_none_is_asked_for_
 @pytest.mark.parametrize("status", [401, 404, 400, 307])
 def test_a_key_in_the_query_of_an_endpoint_is_sent_and_not_shown(judge: StubJudge, status: int) -> None:
     judge.fault = lambda _, __: Reply(status=status, content="no")
-    client = ChatClient(f"{judge.endpoint}?api-key=sk-secret", JudgeFields(model="stub-judge"))
+    client = ChatClient(Connection(endpoint=f"{judge.endpoint}?api-key=sk-secret"), JudgeFields(model="stub-judge"))
     with pytest.raises(ConfigError) as error:
         client.ask(ASK, "q", threading.Event())
     assert "sk-secret" not in f"{error.value.message} {error.value.hint}"

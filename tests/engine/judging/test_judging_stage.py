@@ -255,10 +255,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from wrpo_engine.judging import client
     from wrpo_engine.scoring.endpoint_client import RetryPolicy
 
-    def policy(**more: Any) -> RetryPolicy:
-        return RetryPolicy(attempts=3, first_pause_s=0.001, max_pause_s=0.01, **more)
-
-    monkeypatch.setattr(client, "RetryPolicy", policy)
+    monkeypatch.setattr(client, "_RETRIES", RetryPolicy(attempts=3, first_pause_s=0.001, max_pause_s=0.01))
 
 
 def test_a_judge_that_cannot_be_reached_is_temporary_and_loses_no_reply(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import polars as pl
@@ -15,45 +16,44 @@ from wrpo_engine.judging.protocols.length_control import Regulariser
 from wrpo_engine.judging.protocols.mt_bench import MTBench
 
 
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Whose answers a system's answers are compared with."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Item id -> who gave the baseline's answer, for native files."""
+    regulariser: pl.DataFrame | None = None
+    """Of the length control; None if the baseline is not the bundle's. Its difficulties hold for that baseline alone,
+    and LC-minimal is computed instead."""
+
+
 def protocol_of(
     kind: Protocol,
     judge: JudgeFields,
     *,
     templates: Mapping[str, str],
-    baseline_names: Mapping[str, str] | None = None,
-    regulariser: pl.DataFrame | None = None,
+    baseline: Baseline = Baseline(),
     order_seed: int = 0,
-    positional: bool = False,
-    length_of: Callable[[str], int] | None = None,
-    length_unit: str = "tokens",
 ) -> BenchmarkProtocol:
-    """Return a benchmark's protocol with a judge's settings.
+    """Return a benchmark's protocol with a judge's settings; `templates` are those of the bundle.
 
-    `templates` and `regulariser` are those of the bundle. Pass no regulariser if the baseline is not the bundle's: its
-    difficulties hold for that baseline alone, and LC-minimal is computed instead. `baseline_names` is by item id.
-    `positional` joins the difficulties by row, as AlpacaEval itself does, for comparisons with published values.
-    `length_of` counts the length of an answer for Arena-Hard's style control, in characters if unset. Raises DataError
-    if the bundle lacks a judge prompt, or one lacks a field.
+    Raises DataError if the bundle lacks a judge prompt, or one lacks a field.
     """
-    names = baseline_names or {}
     match kind:
         case "AlpacaEval2":
             return AlpacaEval(
                 judge=judge,
                 templates=templates,
-                difficulties=None if regulariser is None else difficulties_of(regulariser),
+                difficulties=None if baseline.regulariser is None else difficulties_of(baseline.regulariser),
                 order_seed=order_seed,
-                baseline_names=names,
-                positional=positional,
+                baseline_names=baseline.names,
             )
         case "ArenaHard" | "ArenaHardV2":
             return ArenaHard(
                 judge=judge,
                 version="v0.1" if kind == "ArenaHard" else "v2.0",
                 templates=templates,
-                baseline_names=names,
-                length_of=length_of or len,
-                length_unit="characters" if length_of is None else length_unit,
+                baseline_names=baseline.names,
             )
         case "MTBench":
             return MTBench(judge=judge, templates=templates)

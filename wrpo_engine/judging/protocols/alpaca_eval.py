@@ -13,7 +13,7 @@ from wrpo_engine.bundles.templates import ALPACA_FIELDS, ALPACA_PROMPT, DELIMITE
 from wrpo_engine.comparison.length_control import details_of
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import DataError
-from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
+from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Transcript, Verdict
 from wrpo_engine.judging.protocols.alpaca_files import annotations_file, leaderboard_file
 from wrpo_engine.judging.protocols.counting import counts
 from wrpo_engine.judging.protocols.intervals import RESAMPLES, SEED, interval, mean_interval
@@ -160,27 +160,19 @@ class AlpacaEval:
         self,
         items: Sequence[Item],
         answers: Mapping[str, Sequence[str]],
-        asks: Sequence[Ask],  # noqa: ARG002
-        verdicts: Sequence[Verdict],
-        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
-        *,
-        system: str,
-        judge: str,
+        transcript: Transcript,
     ) -> Mapping[str, str]:
         """Return annotations.json and leaderboard.csv."""
-        values = _values(items, verdicts)
+        values = _values(items, transcript.verdicts)
         answered = [item for item in items if item.item_id in answers]
-        found = {item_id: given for (item_id, _, _), given in replies.items()}
         rates = win_rates([value for value in values.values() if value is not None])
         if answered:
             rates["avg_length"] = _mean_length(answered, answers)
         # Only the full form goes by the name of the original's column.
         controlled = None if self.difficulties is None else self._controlled(self._judged(answered, answers, values))
         return {
-            "annotations.json": annotations_file(
-                answered, answers, values, found, names=self.baseline_names, system=system, judge=judge
-            ),
-            "leaderboard.csv": leaderboard_file(system, rates, controlled),
+            "annotations.json": annotations_file(answered, answers, values, transcript, names=self.baseline_names),
+            "leaderboard.csv": leaderboard_file(transcript.system, rates, controlled),
         }
 
     def _is_switched(self, item: Item) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wrpo_engine.bundles.names import json_text
-from wrpo_engine.judging.protocol import Item, Reply
+from wrpo_engine.judging.protocol import Item, Reply, Transcript
 from wrpo_engine.judging.protocols.length_control import LengthControl
 
 _COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total")
@@ -20,13 +20,12 @@ def annotations_file(
     items: Sequence[Item],
     answers: Mapping[str, Sequence[str]],
     values: Mapping[str, float | None],
-    replies: Mapping[str, Sequence[Reply]],
+    transcript: Transcript,
     *,
     names: Mapping[str, str],
-    system: str,
-    judge: str,
 ) -> str:
     """Return the content of annotations.json, in the order of the items; without a verdict the preference is null."""
+    replies = {item_id: given for (item_id, _, _), given in transcript.replies.items()}
     rows = [
         {
             "instruction": item.turns[0],
@@ -34,8 +33,8 @@ def annotations_file(
             "generator_1": names.get(item.item_id, "baseline"),
             "dataset": item.category,
             "output_2": answers[item.item_id][0],
-            "generator_2": system,
-            "annotator": judge,
+            "generator_2": transcript.system,
+            "annotator": transcript.judge,
             "preference": values.get(item.item_id),
             "price_per_example": None,
             "time_per_example": None,

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from wrpo_engine.bundles.names import file_name, json_line
-from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Verdict
-
-_Key = tuple[str, int, int]
+from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Transcript
 
 
 def judgments(
     items: Sequence[Item],
-    asks: Sequence[Ask],
-    verdicts: Sequence[Verdict],
-    replies: Mapping[_Key, Sequence[Reply]],
+    transcript: Transcript,
     *,
     version: Literal["v0.1", "v2.0"],
     baselines: Mapping[str, str],
-    system: str,
-    judge: str,
 ) -> dict[str, str]:
     """Return model_judgment/JUDGE/SYSTEM.jsonl: one line a question, with both games; no verdict is null."""
-    by_key = {(ask.item_id, ask.order): ask for ask in asks}
-    labels = {(entry.item_id, entry.order): entry.verdict for entry in verdicts if entry.outcome is Outcome.OK}
+    by_key = {(ask.item_id, ask.order): ask for ask in transcript.asks}
+    labels = {
+        (entry.item_id, entry.order): entry.verdict for entry in transcript.verdicts if entry.outcome is Outcome.OK
+    }
+    system, judge = transcript.system, transcript.judge
     game = _game_v01 if version == "v0.1" else _game_v20
     lines = []
     for item in items:
@@ -34,7 +31,7 @@ def judgments(
             game(
                 by_key[item.item_id, order],
                 labels.get((item.item_id, order)),
-                replies.get((item.item_id, order, 0), ()),
+                transcript.replies.get((item.item_id, order, 0), ()),
             )
             for order in (0, 1)
         ]

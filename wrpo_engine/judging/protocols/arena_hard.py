@@ -19,7 +19,7 @@ from wrpo_engine.bundles.templates import (
 )
 from wrpo_engine.comparison.length_control import LengthControl, details_of
 from wrpo_engine.contract.benchmarks import JudgeFields, Protocol
-from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
+from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Transcript, Verdict
 from wrpo_engine.judging.protocols.arena_files import judgments
 from wrpo_engine.judging.protocols.arena_verdicts import (
     Game,
@@ -139,24 +139,10 @@ class ArenaHard:
         self,
         items: Sequence[Item],
         answers: Mapping[str, Sequence[str]],  # noqa: ARG002
-        asks: Sequence[Ask],
-        verdicts: Sequence[Verdict],
-        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
-        *,
-        system: str,
-        judge: str,
+        transcript: Transcript,
     ) -> Mapping[str, str]:
         """Return model_judgment/JUDGE/SYSTEM.jsonl in the form of the version."""
-        return judgments(
-            items,
-            asks,
-            verdicts,
-            replies,
-            version=self.version,
-            baselines=self.baseline_names,
-            system=system,
-            judge=judge,
-        )
+        return judgments(items, transcript, version=self.version, baselines=self.baseline_names)
 
     @property
     def _is_2024(self) -> bool:

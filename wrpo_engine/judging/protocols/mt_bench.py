@@ -13,7 +13,7 @@ from wrpo_engine.bundles.names import file_name, json_line, question_id
 from wrpo_engine.bundles.templates import DELIMITERS, MT_FIELDS, MT_NEEDS_REFERENCE, check_templates
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import DataError
-from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
+from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Transcript, Verdict
 from wrpo_engine.judging.protocols.counting import by_item, counts
 from wrpo_engine.judging.protocols.intervals import mean_interval
 from wrpo_engine.judging.protocols.prompts import chat, fill, without_thoughts
@@ -139,28 +139,23 @@ class MTBench:
         self,
         items: Sequence[Item],
         answers: Mapping[str, Sequence[str]],  # noqa: ARG002
-        asks: Sequence[Ask],
-        verdicts: Sequence[Verdict],
-        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
-        *,
-        system: str,
-        judge: str,
+        transcript: Transcript,
     ) -> Mapping[str, str]:
         """Return FastChat's model_judgment/JUDGE_single.jsonl."""
-        read = {(verdict.item_id, verdict.order, verdict.turn): verdict for verdict in verdicts}
+        read = {(verdict.item_id, verdict.order, verdict.turn): verdict for verdict in transcript.verdicts}
         place = {item.item_id: item.index for item in items}
         rows = []
-        for ask in sorted(asks, key=lambda entry: (entry.turn, place[entry.item_id])):
+        for ask in sorted(transcript.asks, key=lambda entry: (entry.turn, place[entry.item_id])):
             key = (ask.item_id, ask.order, ask.turn)
             verdict = read.get(key)
-            given = replies.get(key, ())
+            given = transcript.replies.get(key, ())
             value = None if verdict is None else verdict.value
             rows.append(
                 json_line(
                     {
                         "question_id": question_id(ask.item_id),
-                        "model": system,
-                        "judge": [judge, ask.prompt_name],
+                        "model": transcript.system,
+                        "judge": [transcript.judge, ask.prompt_name],
                         "user_prompt": ask.messages[-1]["content"],
                         "judgment": given[-1].text if given else "",
                         "score": -1 if value is None else int(value) if value.is_integer() else value,
@@ -169,7 +164,7 @@ class MTBench:
                     }
                 )
             )
-        return {f"model_judgment/{file_name(judge)}_single.jsonl": "".join(rows)}
+        return {f"model_judgment/{file_name(transcript.judge)}_single.jsonl": "".join(rows)}
 
     def _ask(self, item: Item, answer: Sequence[str], turn: int) -> Ask:
         name = prompt_name(item.category, turn)

@@ -22,9 +22,9 @@ from wrpo_engine.formats.location import Locator
 from wrpo_engine.judging.server.batching import BatchingScorer
 from wrpo_engine.judging.server.http import JudgeServer
 from wrpo_engine.judging.server.opinions import Scale
-from wrpo_engine.judging.tool_context import tool_context
+from wrpo_engine.judging.tool_context import tool_config, tool_context
 from wrpo_engine.process.command_line import run_command
-from wrpo_engine.scoring.load import load_scorer
+from wrpo_engine.scoring.load import Reading, load_scorer
 from wrpo_engine.scoring.rewards import Scorer
 
 log = logging.getLogger("wrpo_engine")
@@ -125,8 +125,8 @@ def make_scorer(
     store = Locator(storage or str(Path.cwd()), environ, lambda: datetime.now(UTC)).store()
     params = {"stage": "score", "reward": reward.model_dump(mode="json", exclude_none=True)}
     output = ArtifactRef(stage="score", hash="0" * 16)
-    ctx = tool_context(store, environ, tool="judge-server", params=params, output=output, inputs={})
-    return load_scorer(reward, ctx, max_length=max_length, batch_tokens=batch_tokens)
+    ctx = tool_context(tool_config("judge-server", params, output, {}), store, environ)
+    return load_scorer(reward, ctx, Reading(max_length=max_length, batch_tokens=batch_tokens))
 
 
 def _positive(temperature: float) -> float:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from wrpo_engine.artifacts import records
 from wrpo_engine.comparison.length_control import LengthControl as RefittedControl
 from wrpo_engine.comparison.length_control import rows_of
 from wrpo_engine.errors import DataError
-from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Verdict
-from wrpo_engine.judging.protocols import AlpacaEval, difficulties_of, protocol_of
+from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Transcript, Verdict
+from wrpo_engine.judging.protocols import AlpacaEval, Baseline, difficulties_of, protocol_of
 from wrpo_engine.judging.protocols.length_control import Judged, LengthControl, length_control, refit_of
 from wrpo_engine.judging.protocols.preferences import first_chance, is_switched, preference_of, win_rates
 
@@ -30,7 +31,7 @@ FORMS = {"length_controlled_v1": (True, True), "length_controlled_noreg": (True,
 
 
 def protocol(**fields: Any) -> AlpacaEval:
-    made = protocol_of("AlpacaEval2", judge(**fields), templates=ALPACA, baseline_names={})
+    made = protocol_of("AlpacaEval2", judge(**fields), templates=ALPACA)
     assert isinstance(made, AlpacaEval)
     return made
 
@@ -71,7 +72,7 @@ def test_length_control_has_the_coefficients_of_the_original(form: str) -> None:
 def test_the_fit_of_the_interval_agrees_with_the_penalised_one() -> None:
     """Within half a point on 40 items; the penalty has less effect on more."""
     items, answers, verdicts = synthetic()
-    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed())
+    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=gamed()))
     known = difficulties_of(gamed())
     judged = Judged(
         outcome=np.array([(entry.value or 0) - 1 for entry in verdicts]),
@@ -146,12 +147,12 @@ def lengths_judge(ask: Ask) -> Reply:
 def test_length_control_joins_difficulties_by_the_index_of_the_bundle() -> None:
     """A missing first row must not shift the others; with `positional` it does, as in the original."""
     items, answers, verdicts = synthetic(start=1)
-    full = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed())
+    full = protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=gamed()))
     assert isinstance(full, AlpacaEval)
     known = difficulties_of(gamed())
     rates = {}
     for positional, first in ((False, 1), (True, 0)):
-        made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed(), positional=positional)
+        made = replace(full, positional=positional)
         rates[positional] = made.summarise(items, answers, verdicts).metrics["lc_win_rate"]
         judged = Judged(
             outcome=np.array([(entry.value or 0) - 1 for entry in verdicts]),
@@ -165,7 +166,7 @@ def test_length_control_joins_difficulties_by_the_index_of_the_bundle() -> None:
 def test_an_item_without_a_verdict_stays_in_the_average_of_the_predictions() -> None:
     items, answers, verdicts = synthetic()
     verdicts[3] = verdict("q3", None)
-    full = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed())
+    full = protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=gamed()))
     metrics = full.summarise(items, answers, verdicts).metrics
     known = difficulties_of(gamed())
     values = [entry.value for entry in verdicts]
@@ -181,7 +182,7 @@ def test_an_item_without_a_verdict_stays_in_the_average_of_the_predictions() -> 
 def test_no_metric_shows_the_spread_of_predictions_as_an_error() -> None:
     items, answers, verdicts = synthetic()
     metrics = (
-        protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed())
+        protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=gamed()))
         .summarise(items, answers, verdicts)
         .metrics
     )
@@ -202,7 +203,7 @@ def test_without_a_regulariser_the_rate_has_another_name() -> None:
 @pytest.mark.parametrize("regulariser", [None, gamed()])
 def test_a_comparison_can_refit_the_length_control_from_the_details(regulariser: pl.DataFrame | None) -> None:
     items, answers, verdicts = synthetic()
-    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=regulariser)
+    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=regulariser))
     summary = made.summarise(items, answers, verdicts)
     about = json.loads(json.dumps(summary.details["length_control"]))
     valid = [outcome for outcome in summary.outcomes if outcome.valid]
@@ -370,7 +371,9 @@ def test_a_regulariser_of_another_data_set_is_refused() -> None:
     items, answers, verdicts = synthetic()
     part = gamed().filter(pl.col("index") < 39)
     with pytest.raises(DataError, match="no instruction_difficulty for index 39, only for 39"):
-        protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=part).summarise(items, answers, verdicts)
+        protocol_of("AlpacaEval2", judge(), templates=ALPACA, baseline=Baseline(regulariser=part)).summarise(
+            items, answers, verdicts
+        )
 
 
 def test_native_files_hold_what_the_original_writes() -> None:
@@ -379,11 +382,11 @@ def test_native_files_hold_what_the_original_writes() -> None:
         "AlpacaEval2",
         judge(),
         templates=ALPACA,
-        regulariser=gamed(),
-        baseline_names={entry.item_id: "gpt4_1106_preview" for entry in items},
+        baseline=Baseline({entry.item_id: "gpt4_1106_preview" for entry in items}, gamed()),
     )
     replies = {("q1", 0, 0): [Reply(text="m", top_logprobs={"m": -0.5})]}
-    files = [made.native_files(items, answers, [], verdicts, replies, system="fused", judge="gpt-x") for _ in range(2)]
+    transcript = Transcript([], verdicts, replies, system="fused", judge="gpt-x")
+    files = [made.native_files(items, answers, transcript) for _ in range(2)]
     assert files[0] == files[1]
     rows = json.loads(files[0]["annotations.json"])
     assert [row["preference"] for row in rows[:2]] == [1.0308, 1.1698]
@@ -407,7 +410,7 @@ def test_native_files_hold_what_the_original_writes() -> None:
 
 def test_native_files_without_a_regulariser_leave_the_controlled_rate_empty() -> None:
     items, answers, verdicts = synthetic()
-    files = protocol().native_files(items, answers, [], verdicts, {}, system="s", judge="j")
+    files = protocol().native_files(items, answers, Transcript([], verdicts, {}, "s", "j"))
     (row,) = csv.DictReader(io.StringIO(files["leaderboard.csv"]))
     assert (row["length_controlled_winrate"], row["lc_standard_error"]) == ("", "")
 

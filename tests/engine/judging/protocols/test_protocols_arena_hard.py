@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from support.protocol_cases import ARENA, MARKED, ask_all, golden, item, judge, 
 
 from wrpo_engine.bundles.markdown import markdown_counts
 from wrpo_engine.errors import DataError
-from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Outcome, Reply, Verdict
-from wrpo_engine.judging.protocols import protocol_of
+from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Outcome, Reply, Transcript, Verdict
+from wrpo_engine.judging.protocols import Baseline, protocol_of
+from wrpo_engine.judging.protocols.arena_hard import ArenaHard
 from wrpo_engine.judging.protocols.arena_verdicts import game_of, label_2024, label_2025, match_2025
 from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_control_2025, style_of
 
@@ -29,7 +31,7 @@ ASK = Ask(item_id="q", order=0, turn=0, messages=({"role": "user", "content": "?
 
 
 def protocol(kind: Any = "ArenaHard", templates: Mapping[str, str] = ARENA, **fields: Any) -> BenchmarkProtocol:
-    return protocol_of(kind, judge(**fields), templates=templates, baseline_names={"q": "gpt-4-0314"})
+    return protocol_of(kind, judge(**fields), templates=templates, baseline=Baseline({"q": "gpt-4-0314"}))
 
 
 def games_of(rows: list[Any]) -> tuple[list[Item], dict[str, list[str]], list[Verdict]]:
@@ -381,7 +383,7 @@ def test_the_name_of_the_baseline_has_no_effect_on_the_numbers() -> None:
     """The original anchors its bootstrap at gpt-4-0314 alone."""
     rows = [{"question_id": f"q{n}", "scores": ["A>B", ("A>>B", "B>A")[n % 2]]} for n in range(6)]
     found = [
-        protocol_of("ArenaHard", judge(), templates=ARENA, baseline_names={f"q{n}": name for n in range(6)})
+        protocol_of("ArenaHard", judge(), templates=ARENA, baseline=Baseline({f"q{n}": name for n in range(6)}))
         .summarise(*games_of(rows))
         .metrics
         for name in ("gpt-4-0314", "another")
@@ -392,12 +394,12 @@ def test_the_name_of_the_baseline_has_no_effect_on_the_numbers() -> None:
 def test_the_length_of_the_style_control_is_counted_as_told() -> None:
     items, answers, verdicts = games_of([{"question_id": f"q{n}", "scores": ["A>B", "A>B"]} for n in range(4)])
     counted: list[str] = []
-    made = protocol_of(
-        "ArenaHard", judge(), templates=ARENA, length_of=lambda text: len(counted.append(text) or text.split())
-    )
+    plain = protocol()
+    assert isinstance(plain, ArenaHard)
+    made = replace(plain, length_of=lambda text: len(counted.append(text) or text.split()), length_unit="tokens")
     assert made.summarise(items, answers, verdicts).details["style_length"] == "tokens"
     assert set(counted) == {"an answer", "base"}
-    assert protocol().summarise(items, answers, verdicts).details["style_length"] == "characters"
+    assert plain.summarise(items, answers, verdicts).details["style_length"] == "characters"
 
 
 @pytest.mark.parametrize("kind", ["ArenaHard", "ArenaHardV2"])
@@ -407,7 +409,7 @@ def test_native_files_have_both_games_and_no_time(kind: Any) -> None:
     answers = {"q": ["mine"]}
     asks, verdicts, replies = ask_all(made, items, answers, lambda ask: "[[A>B]]" if ask.order else "no idea")
     (files,) = {
-        json.dumps(made.native_files(items, answers, asks, verdicts, replies, system="org/m", judge="gpt-4"))
+        json.dumps(made.native_files(items, answers, Transcript(asks, verdicts, replies, "org/m", "gpt-4")))
         for _ in range(2)
     }
     ((name, content),) = json.loads(files).items()

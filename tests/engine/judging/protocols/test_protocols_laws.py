@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.protocol_cases import ALPACA, ARENA, MARKED, MT, ask_all, item, judge
 
-from wrpo_engine.judging.protocol import Item, Outcome, Reply
+from wrpo_engine.judging.protocol import Item, Outcome, Reply, Transcript
 from wrpo_engine.judging.protocols import protocol_of
 
 TEMPLATES = {"AlpacaEval2": ALPACA, "ArenaHard": ARENA, "ArenaHardV2": ARENA, "MTBench": MT}
@@ -57,8 +57,8 @@ def test_any_replies_give_finite_numbers_that_depend_on_no_order(kind: Any, data
     shuffled = random.Random(1).sample(failed, len(failed))
     assert made.summarise(items, answers, shuffled) == summary
     json.dumps(summary.details, allow_nan=False)
-    files = made.native_files(items, answers, asks, failed, replies, system="s", judge="j")
-    assert files == made.native_files(items, answers, asks[::-1], shuffled, replies, system="s", judge="j")
+    files = made.native_files(items, answers, Transcript(asks, failed, replies, "s", "j"))
+    assert files == made.native_files(items, answers, Transcript(asks[::-1], shuffled, replies, "s", "j"))
     for name, content in files.items():
         parse(name, content)
 

@@ -15,7 +15,7 @@ from support.protocol_cases import MARKED, MT, ask_all, golden, item, judge, sum
 
 from wrpo_engine.bundles.templates import MT_NEEDS_REFERENCE
 from wrpo_engine.errors import DataError
-from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Outcome, Reply
+from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Outcome, Reply, Transcript
 from wrpo_engine.judging.protocols import protocol_of
 from wrpo_engine.judging.protocols.mt_bench import prompt_name, rating_of, scores_of
 
@@ -201,7 +201,7 @@ def test_native_files_have_the_fields_of_fastchat() -> None:
         protocol(), items, answers, lambda ask: "bad" if (ask.item_id, ask.turn) == ("82", 1) else "[[7.5]] or [[8]]"
     )
     (content,) = {
-        protocol().native_files(items, answers, order, verdicts, replies, system="m", judge="org/gpt")[
+        protocol().native_files(items, answers, Transcript(order, verdicts, replies, "m", "org/gpt"))[
             "model_judgment/org--gpt_single.jsonl"
         ]
         for order in (asks, asks[::-1])

@@ -21,8 +21,8 @@ from support.protocol_cases import MT, ask_all, golden, item, judge
 from wrpo_engine.artifacts import records
 from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.bundles.native import native_answers
-from wrpo_engine.judging.protocol import Ask, Reply
-from wrpo_engine.judging.protocols import protocol_of
+from wrpo_engine.judging.protocol import Ask, Reply, Transcript
+from wrpo_engine.judging.protocols import Baseline, protocol_of
 
 ORACLE = os.environ.get("WRPO_ORACLE_PYTHON")
 READERS = Path(__file__).parents[3] / "support" / "oracle_readers.py"
@@ -76,7 +76,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "AlpacaEval2",
         judge(),
         templates={"alpaca_eval_clf": template},
-        regulariser=gamed.select(list(records.BENCH_REGULARISER)),
+        baseline=Baseline(regulariser=gamed.select(list(records.BENCH_REGULARISER))),
     )
     chat = protocol_of("MTBench", judge(), templates=MT)
     asked = ask_all(alpaca, ITEMS, ANSWERS, likes_length)
@@ -84,8 +84,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     files = {
         **native_answers("AlpacaEval2", bench(ITEMS), ANSWERS, system=SYSTEM),
         **native_answers("MTBench", bench(CHAT_ITEMS), CHAT_ANSWERS, system=SYSTEM),
-        **alpaca.native_files(ITEMS, ANSWERS, *asked, system=SYSTEM, judge="gpt-x"),
-        **chat.native_files(CHAT_ITEMS, CHAT_ANSWERS, *chatted, system=SYSTEM, judge="gpt-4"),
+        **alpaca.native_files(ITEMS, ANSWERS, Transcript(*asked, system=SYSTEM, judge="gpt-x")),
+        **chat.native_files(CHAT_ITEMS, CHAT_ANSWERS, Transcript(*chatted, system=SYSTEM, judge="gpt-4")),
     }
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
