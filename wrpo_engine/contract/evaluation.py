@@ -116,19 +116,12 @@ class SelectParams(SelectFields, StageParams, role=Role.COMPUTED):
     """Roles of the inputs that decide: perplexities or scores of each member, in the same order, or one rank."""
 
 
-class JudgeParams(EngineFields, JudgeFields, StageParams, role=Role.COMPUTED):
-    """Ask a judge about a system's answers. Replies are kept, so they can be read again without a request."""
+class BenchmarkJudge(EngineFields, JudgeFields, role=Role.COMPUTED):
+    """A judge as it reads the answers to one benchmark."""
 
-    stage: Literal["judge"] = "judge"
     benchmark: BenchmarkKind
     benchmark_protocol: Protocol
     """Protocol of the benchmark."""
-    system: str
-    """Name of the system, for native files."""
-    answers: str
-    """Role of the input with the system's answers."""
-    baseline: str | None = None
-    """Role of the input with the baseline's answers. Unset: those of the bundle."""
     serve: ModelRef | None = None
     """Model that the stage serves as its own judge with vLLM."""
     serve_reward: RewardModel | None = None
@@ -137,10 +130,22 @@ class JudgeParams(EngineFields, JudgeFields, StageParams, role=Role.COMPUTED):
     """Seed of the order of the two answers. 0: as the original tools have it."""
 
     @model_validator(mode="after")
-    def _serves_one(self) -> JudgeParams:
+    def _serves_one(self) -> BenchmarkJudge:
         if self.serve is not None and self.serve_reward is not None:
             raise ValueError("judge has both serve and serve_reward; it takes at most one")
         return self
+
+
+class JudgeParams(BenchmarkJudge, StageParams, role=Role.COMPUTED):
+    """Ask a judge about a system's answers. Replies are kept, so they can be read again without a request."""
+
+    stage: Literal["judge"] = "judge"
+    system: str
+    """Name of the system, for native files."""
+    answers: str
+    """Role of the input with the system's answers."""
+    baseline: str | None = None
+    """Role of the input with the baseline's answers. Unset: those of the bundle."""
 
 
 class GradeParams(ScoreFields, StageParams, role=Role.COMPUTED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.bundles.answers import read_answers, texts_by_item
@@ -19,7 +19,7 @@ from wrpo_engine.bundles.items import (
     read_templates,
 )
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.contract.evaluation import SEPARATOR, JudgeParams
+from wrpo_engine.contract.evaluation import SEPARATOR, BenchmarkJudge, JudgeParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Verdict
 from wrpo_engine.judging.protocols import Baseline, protocol_of
@@ -85,16 +85,26 @@ class Inputs:
 def load_inputs(ctx: StageContext, params: JudgeParams) -> Inputs:
     """Read items and answers; DataError if they do not fit together."""
     answers = texts_by_item(read_answers(ctx.input(params.answers)))
-    items = _items(ctx, params)
-    _check(items, answers, ctx, params)
-    own = params.baseline
+    found = bundle_inputs(ctx, read_items(ctx), answers)
+    if (own := params.baseline) is not None:
+        texts, system = texts_by_item(read_answers(ctx.input(own))), _system(own)
+        found = replace(
+            found,
+            items=[replace(item, baseline=texts.get(item.item_id, ())) for item in found.items],
+            baseline=Baseline({item.item_id: system for item in found.items}),
+        )
+    _check(found.items, answers, ctx, params)
+    return found
+
+
+def bundle_inputs(ctx: StageContext, items: Sequence[BenchItem], answers: Mapping[str, Sequence[str]]) -> Inputs:
+    """Return answers to items of the bundle, to be compared with those of the bundle's baseline."""
+    references, baseline = read_references(ctx), read_baseline(ctx)
     return Inputs(
-        items=items,
+        items=[_item(each, references, baseline) for each in items],
         answers=answers,
         templates=read_templates(ctx),
-        baseline=Baseline(read_baseline_names(ctx), read_regulariser(ctx))
-        if own is None
-        else Baseline({each.item_id: _system(own) for each in items}),
+        baseline=Baseline(read_baseline_names(ctx), read_regulariser(ctx)),
     )
 
 
@@ -103,7 +113,7 @@ def _system(role: str) -> str:
     return role.partition("/")[2].partition(SEPARATOR)[0]
 
 
-def make_cell(inputs: Inputs, params: JudgeParams, output: ArtifactRef) -> Cell:
+def make_cell(inputs: Inputs, params: BenchmarkJudge, output: ArtifactRef) -> Cell:
     """Return the cell of one artifact. The protocol of `params` is decided: Logprobs or Text."""
     protocol = protocol_of(
         params.benchmark_protocol,
@@ -131,14 +141,6 @@ def _questions(output: ArtifactRef, asks: Sequence[Ask]) -> Iterator[Question]:
         assert question.name not in seen, question.where
         seen.add(question.name)
         yield question
-
-
-def _items(ctx: StageContext, params: JudgeParams) -> list[Item]:
-    references = read_references(ctx)
-    baseline = read_baseline(ctx)
-    if params.baseline is not None:
-        baseline = texts_by_item(read_answers(ctx.input(params.baseline)))
-    return [_item(each, references, baseline) for each in read_items(ctx)]
 
 
 def _item(item: BenchItem, references: Mapping[str, tuple[str, ...]], baseline: Mapping[str, tuple[str, ...]]) -> Item:

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from wrpo_engine.contract.evaluation import JudgeParams
+from wrpo_engine.contract.evaluation import BenchmarkJudge
 from wrpo_engine.judging.asking import Asker, known_entry, request_digest
 from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.client import LogprobsRefused
@@ -23,16 +23,17 @@ log = logging.getLogger("wrpo_engine")
 Decided = Literal["Logprobs", "Text"]
 Cells = Callable[[Decided], Cell]
 """The stage's cell by protocol."""
+Judge = TypeVar("Judge", bound=BenchmarkJudge)
 DECISION = "protocol.json"
 """Committed with the artifact; the next attempt follows it."""
 
 
-def with_protocol(params: JudgeParams, decided: Decided) -> JudgeParams:
+def with_protocol(params: Judge, decided: Decided) -> Judge:
     """Return the parameters with Auto replaced by what it came to."""
     return params.model_copy(update={"protocol": decided})
 
 
-def known_decision(ctx: StageContext, params: JudgeParams, cells: Cells) -> Decided | None:
+def known_decision(ctx: StageContext, params: BenchmarkJudge, cells: Cells) -> Decided | None:
     """Return the protocol; None if it is Auto and has to be decided by a reply."""
     if params.protocol != "Auto":
         return params.protocol
@@ -43,7 +44,7 @@ def known_decision(ctx: StageContext, params: JudgeParams, cells: Cells) -> Deci
     return None if has_logprobs else "Logprobs"
 
 
-def recall(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -> Decided | None:
+def recall(ctx: StageContext, params: BenchmarkJudge, cells: Cells, asker: Asker) -> Decided | None:
     """Return the protocol that replies of earlier attempts show; None if they show none. Asks nothing.
 
     An attempt that was killed between a reply and the record of its decision is continued so.
@@ -53,12 +54,12 @@ def recall(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -
     return None if found is None else _record(ctx, params, cells, asker, found)
 
 
-def decide(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -> Decided:
+def decide(ctx: StageContext, params: BenchmarkJudge, cells: Cells, asker: Asker) -> Decided:
     """Ask one question after the other until a reply shows whether the judge has log probabilities."""
     return _record(ctx, params, cells, asker, _probe(ctx, cells("Logprobs"), asker))
 
 
-def _record(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker, decided: Decided) -> Decided:
+def _record(ctx: StageContext, params: BenchmarkJudge, cells: Cells, asker: Asker, decided: Decided) -> Decided:
     if decided == "Text":
         log.info("the judge %s has no log probabilities; its text is read", params.model)
         _carry_over(cells("Logprobs"), cells("Text"), asker)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.config import Runtime
-from wrpo_engine.contract.evaluation import JudgeParams
+from wrpo_engine.contract.evaluation import BenchmarkJudge
 from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import resolve_model
 from wrpo_engine.judging.client import KEY_VARIABLE
@@ -41,7 +41,7 @@ class OwnJudge:
 
 
 @contextlib.contextmanager
-def serving(ctx: StageContext, params: JudgeParams) -> Iterator[OwnJudge | None]:
+def serving(ctx: StageContext, params: BenchmarkJudge) -> Iterator[OwnJudge | None]:
     """Yield the stage's own judge, which ends with the block; None if the stage has none."""
     if params.serve is None and params.serve_reward is None:
         yield None
@@ -59,7 +59,7 @@ def serving(ctx: StageContext, params: JudgeParams) -> Iterator[OwnJudge | None]
         yield OwnJudge(endpoint=f"http://{_HOST}:{port}/v1", server=server)
 
 
-def _served(ctx: StageContext, params: JudgeParams) -> Served:
+def _served(ctx: StageContext, params: BenchmarkJudge) -> Served:
     section = judge_section(ctx.config.runtime)
     if params.serve is not None:
         return Served(field=_model_field(ctx), name=params.model)
@@ -70,7 +70,7 @@ def _model_field(ctx: StageContext) -> str:
     return ctx.model_field("serve", f"{judge_section(ctx.config.runtime)}.serve.model")
 
 
-def _vllm(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
+def _vllm(ctx: StageContext, params: BenchmarkJudge, port: int) -> list[str]:
     assert params.serve is not None
     model = resolve_model(params.serve, ctx, field=_model_field(ctx))
     if params.engine_args:
@@ -94,7 +94,7 @@ def _vllm(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
     return command
 
 
-def vllm_arguments(params: JudgeParams, runtime: Runtime, *, on_cpu: bool) -> list[str]:
+def vllm_arguments(params: BenchmarkJudge, runtime: Runtime, *, on_cpu: bool) -> list[str]:
     """Return the arguments of vLLM's server besides the model's; engine_args come last and take precedence."""
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_num_seqs": max(16, runtime.judge_concurrency)}
     if runtime.tensor_parallel_size > 1:
@@ -117,7 +117,7 @@ def vllm_arguments(params: JudgeParams, runtime: Runtime, *, on_cpu: bool) -> li
     return arguments
 
 
-def _reward_server(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
+def _reward_server(ctx: StageContext, params: BenchmarkJudge, port: int) -> list[str]:
     reward = params.serve_reward
     assert reward is not None
     name = reward.identity
