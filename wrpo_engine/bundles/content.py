@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.shown import names
 from wrpo_engine.prompts.split import is_unicode
+from wrpo_engine.seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +33,47 @@ class Content:
 
     version: str
     items: Sequence[BenchItem]
+    """Those that systems are evaluated on."""
     templates: Mapping[str, str]
     references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reference_set: str = ""
     baseline: Mapping[str, Answer] | None = None
     """None: the bundle has none, so that a system must be named."""
     regulariser: pl.DataFrame | None = None
+    development: Sequence[BenchItem] = ()
+    """Those that are set aside for searches."""
 
 
 def limited(content: Content, limit: int | None) -> Content:
     """Return the content with the first items only."""
     return replace(content, items=tuple(content.items)[:limit])
+
+
+def with_development(content: Content, count: int | None) -> Content:
+    """Return the content with this number of texts set aside for searches; DataError if none is left to evaluate.
+
+    The hash of the text chooses them, so that they do not depend on the order of the bundle, and items of one text stay
+    together: what a search has seen is never evaluated.
+    """
+    if count is None:
+        return content
+    keys = {item.item_id: _key_of_text(item) for item in content.items}
+    chosen = frozenset(sorted(set(keys.values()))[:count])
+    rest = [item for item in content.items if keys[item.item_id] not in chosen]
+    if not rest:
+        raise DataError(
+            f"development sets {count} items aside, and the benchmark has {len(set(keys.values()))} different ones: "
+            "none is left to evaluate",
+            code="BundleEmpty",
+            field="evaluation.benchmarks",
+            hint="Lower development, or raise limit.",
+        )
+    aside = [item for item in content.items if keys[item.item_id] in chosen]
+    return replace(content, items=rest, development=aside)
+
+
+def _key_of_text(item: BenchItem) -> int:
+    return seed_of(json.dumps([[dict(message) for message in item.messages], list(item.turns)], sort_keys=True))
 
 
 def check(content: Content, protocol: Protocol | None) -> None:

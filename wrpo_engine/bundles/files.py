@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ITEMS = "items.parquet"
+DEVELOPMENT = "development.parquet"
 REFERENCES = "references.parquet"
 BASELINE = "baseline.parquet"
 TEMPLATES = "templates.json"

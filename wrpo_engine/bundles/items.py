@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact
-from wrpo_engine.bundles.files import BASELINE, ITEMS, REFERENCES, REGULARISER, TEMPLATES
+from wrpo_engine.bundles.files import BASELINE, DEVELOPMENT, ITEMS, REFERENCES, REGULARISER, TEMPLATES
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.stage import StageContext
 
@@ -54,7 +54,17 @@ def read_items(ctx: StageContext) -> list[BenchItem]:
             )
             for index, row in enumerate(rows)
         ]
-    rows = pl.read_parquet(bundle.file(ITEMS)).sort("index").to_dicts()
+    return _items_of(bundle, ITEMS)
+
+
+def read_development(ctx: StageContext) -> list[BenchItem]:
+    """Return the items of the stage's benchmark that are set aside for searches; none of them is evaluated."""
+    bundle = _bundle(ctx)
+    return [] if bundle is None or DEVELOPMENT not in bundle.files() else _items_of(bundle, DEVELOPMENT)
+
+
+def _items_of(bundle: Artifact, name: str) -> list[BenchItem]:
+    rows = pl.read_parquet(bundle.file(name)).sort("index").to_dicts()
     return [
         BenchItem(**{**row, "turns": tuple(row["turns"]), "messages": tuple(row["messages"] or ())}) for row in rows
     ]

@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.bundles.content import Content, check, limited, marked
-from wrpo_engine.bundles.files import BASELINE, DESCRIPTION, ITEMS, REFERENCES, REGULARISER, TEMPLATES
+from wrpo_engine.bundles.content import Content, check, limited, marked, with_development
+from wrpo_engine.bundles.files import BASELINE, DESCRIPTION, DEVELOPMENT, ITEMS, REFERENCES, REGULARISER, TEMPLATES
+from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.bundles.known import LICENCES
 from wrpo_engine.bundles.loaders import DEFAULT_BUNDLES, HUB_FILES, PACKAGES, load
 from wrpo_engine.bundles.places import FIELD, Source, open_bundle
@@ -43,6 +44,7 @@ def run(ctx: StageContext) -> StageResult:
         )
     content = limited(content, params.limit)
     check(content, protocol)
+    content = with_development(content, params.development)
     ctx.stop.raise_if_requested()
     metrics = _metrics(content, protocol)
     frames = _frames(content)
@@ -87,9 +89,10 @@ def _reference(params: BenchParams) -> str:
 
 def _frames(content: Content) -> dict[str, pl.DataFrame]:
     """Return the tables by file name, of the items that are used alone."""
-    used = [item.item_id for item in content.items]
-    items = [asdict(item) | {"turns": list(item.turns), "messages": list(item.messages)} for item in content.items]
-    frames = {ITEMS: pl.DataFrame(items, schema=records.BENCH_ITEMS)}
+    used = [item.item_id for item in (*content.items, *content.development)]
+    frames = {ITEMS: _frame_of(content.items)}
+    if content.development:
+        frames[DEVELOPMENT] = _frame_of(content.development)
     if content.references:
         rows = [
             {"item_id": item_id, "reference_set": content.reference_set, "turns": list(content.references[item_id])}
@@ -106,11 +109,17 @@ def _frames(content: Content) -> dict[str, pl.DataFrame]:
     return frames
 
 
+def _frame_of(items: Sequence[BenchItem]) -> pl.DataFrame:
+    rows = [asdict(item) | {"turns": list(item.turns), "messages": list(item.messages)} for item in items]
+    return pl.DataFrame(rows, schema=records.BENCH_ITEMS)
+
+
 def _metrics(content: Content, protocol: Protocol | None) -> dict[str, float]:
     prompts = ["\n".join(item.turns) for item in content.items]
     used = [item.item_id for item in content.items]
     baseline = [] if content.baseline is None else [content.baseline[item_id] for item_id in used]
-    return {
+    development = {"development_items": float(len(content.development))} if content.development else {}
+    return development | {
         "items": float(len(content.items)),
         "turns": float(sum(len(item.turns) for item in content.items)),
         "references": float(sum(item_id in content.references for item_id in used)),

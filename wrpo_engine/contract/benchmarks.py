@@ -26,6 +26,9 @@ class BenchFields(Declared, role=Role.COMPUTED):
     """MTBench: file of reference answers. Unset: gpt-4-0125-preview, the corrected set."""
     limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Use only this many items, the first ones of the bundle. Unset: all."""
+    development: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Items that are set aside for searches of merge weights, chosen by the hash of their text. No system of the
+    evaluation answers them. Unset: none."""
 
 
 class JudgeFields(Declared, role=Role.COMPUTED):

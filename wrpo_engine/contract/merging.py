@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from wrpo_engine.contract.base import Declared, Role, StageParams
 from wrpo_engine.contract.benchmarks import BenchmarkKind
+from wrpo_engine.contract.evaluation import BenchmarkJudge
 from wrpo_engine.contract.references import ModelRef, RewardModel
 from wrpo_engine.contract.sampling import PartFields
 from wrpo_engine.contract.types import Dtype, Ratio, Seed, Text, Tokens
@@ -81,7 +82,8 @@ class SearchFields(Declared, role=Role.COMPUTED):
     sigma: float = Field(default=0.2, gt=0, le=10)
     """Standard deviation of the first generation."""
     prompts: int = Field(default=64, ge=1, le=65536)
-    """Prompts that candidates answer. They are taken from the preference prompts, never from the held-out ones."""
+    """Prompts that candidates answer: preference prompts, or development items of a benchmark, and never what is
+    evaluated. At most those that there are."""
     max_tokens: Tokens = 256
     """Longest answer in tokens."""
 
@@ -90,12 +92,26 @@ class SearchFields(Declared, role=Role.COMPUTED):
         """Candidates with the last generation completed."""
         return ceil(self.budget / self.population) * self.population
 
+    def number_of(self, generation: int, index: int) -> int:
+        """Return the number of a candidate, from 0."""
+        return generation * self.population + index
+
 
 class MergeSearch(SearchFields, role=Role.COMPUTED):
-    """A search with what it maximises."""
+    """A search with what it maximises: exactly one of `reward` and `judge`."""
 
-    reward: RewardModel
-    """A candidate's fitness is this reward's mean over greedy answers."""
+    reward: RewardModel | None = None
+    """A candidate's fitness is this reward's mean over greedy answers to preference prompts."""
+    judge: BenchmarkJudge | None = None
+    """A candidate's fitness is its score by this judge for greedy answers to a benchmark's development items."""
+
+    @model_validator(mode="after")
+    def _has_one_measure(self) -> MergeSearch:
+        if (self.reward is None) == (self.judge is None):
+            raise ValueError("search needs exactly one of reward and judge")
+        if self.judge is not None and self.judge.serve is not None:
+            raise ValueError("the judge of a search has an endpoint or serve_reward, not serve")
+        return self
 
 
 class MergeParams(MergeFields, StageParams, role=Role.COMPUTED):

@@ -13,14 +13,29 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.contract.merging import MergeSearch
 from wrpo_engine.errors import DataError
+from wrpo_engine.seeds import seed_of
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 _BLOCKS = 4
 _OTHERS = "other"
 Groups = Mapping[str, str]
 """Tensor -> its group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Place of a candidate in a search."""
+
+    generation: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the artifact."""
+        return f"generation-{self.generation:04d}-candidate-{self.index:03d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +50,18 @@ class Point:
     """Higher is better."""
 
 
+class Fitness(Protocol):
+    """What a search maximises."""
+
+    def __call__(self, place: Place, coefficients: Sequence[float], /) -> float:
+        """Return how good a candidate is; higher is better."""
+        ...
+
+
 class Memory(Protocol):
     """Keeps the points that were evaluated."""
 
-    def get(self, generation: int, index: int) -> Point | None:
+    def get(self, place: Place) -> Point | None:
         """Return a point that an earlier attempt evaluated."""
         ...
 
@@ -54,12 +77,15 @@ class Found:
     groups: Groups
     best: Point
     evaluated: int
+    measure: str = ""
+    """What the fitness is."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what merge.json says of the search."""
         return {
             "manner": "of unconstrained model merging (arXiv 2410.13699), which published no code",
             "algorithm": "CMA-ES",
+            "measure": self.measure,
             "groups": list(dict.fromkeys(self.groups.values())),
             "best": asdict(self.best),
             "evaluated": self.evaluated,
@@ -93,13 +119,14 @@ def search(
     start: Sequence[float],
     *,
     seed: int,
-    fitness: Callable[[Sequence[float]], float],
+    fitness: Fitness,
     memory: Memory,
     groups: Groups,
+    measure: str = "",
 ) -> Found:
     """Return the best candidate of a search that begins around `start`; at most a generation more than the budget.
 
-    `fitness` is called once for each point that `memory` lacks; higher is better, and DataError if it is not finite.
+    `fitness` is called once for each point that `memory` lacks. DataError if it is not finite.
     The first candidate is `start` itself, so the outcome is no worse than no search.
     """
     best: Point | None = None
@@ -110,14 +137,20 @@ def search(
         if generation == 0:
             asked[0] = np.array(start, dtype=float)
         points = [
-            _evaluated(memory, generation, index, tuple(map(float, one)), fitness) for index, one in enumerate(asked)
+            _evaluated(memory, Place(generation, index), tuple(map(float, one)), fitness)
+            for index, one in enumerate(asked)
         ]
         strategy.tell(asked, [-point.fitness for point in points])
         evaluated += len(points)
         generation += 1
         best = max([*([best] if best is not None else []), *points], key=lambda point: point.fitness)
     assert best is not None
-    return Found(groups=groups, best=best, evaluated=evaluated)
+    return Found(groups=groups, best=best, evaluated=evaluated, measure=measure)
+
+
+def chosen(items: Sequence[BenchItem], count: int, seed: int) -> list[BenchItem]:
+    """Return at most `count` of the items that candidates answer, chosen by the seed and their ids."""
+    return sorted(items, key=lambda item: seed_of(seed, item.item_id))[:count]
 
 
 def _strategy(settings: MergeSearch, start: Sequence[float], seed: int) -> Any:
@@ -134,29 +167,25 @@ def _strategy(settings: MergeSearch, start: Sequence[float], seed: int) -> Any:
     return cma.CMAEvolutionStrategy(list(start), settings.sigma, options)
 
 
-def _evaluated(
-    memory: Memory,
-    generation: int,
-    index: int,
-    coefficients: tuple[float, ...],
-    fitness: Callable[[Sequence[float]], float],
-) -> Point:
-    known = memory.get(generation, index)
+def _evaluated(memory: Memory, place: Place, coefficients: tuple[float, ...], fitness: Fitness) -> Point:
+    known = memory.get(place)
     if known is not None:
         if not np.allclose(known.coefficients, coefficients, rtol=1e-9, atol=1e-12):
             raise DataError(
-                f"candidate {index} of generation {generation} was evaluated at other coefficients than it has now",
+                f"candidate {place.index} of generation {place.generation} was evaluated at other coefficients than it "
+                "has now",
                 code="ArtifactDamaged",
-                hint="Remove the directory `work` of the stage's unfinished artifact; the search starts again.",
+                hint="Remove the directory `points` of the stage's unfinished artifact; the search starts again.",
             )
         return known
-    value = fitness(coefficients)
+    value = fitness(place, coefficients)
     if not np.isfinite(value):
         raise DataError(
-            f"the fitness of candidate {index} of generation {generation} is {value}",
+            f"the fitness of candidate {place.index} of generation {place.generation} is {value}",
             code="FitnessNotFinite",
-            hint="Check the reward and the models' weights; a smaller search.sigma keeps candidates near the start.",
+            hint="Check the reward or the judge, and the models' weights; a smaller search.sigma keeps candidates near "
+            "the start.",
         )
-    point = Point(generation=generation, index=index, coefficients=coefficients, fitness=float(value))
+    point = Point(generation=place.generation, index=place.index, coefficients=coefficients, fitness=float(value))
     memory.put(point)
     return point

@@ -15,6 +15,8 @@ from typing import Any
 from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.contract.merging import MergeFields, MergeParams
 from wrpo_engine.hub.models import MODEL_DIRECTORY, resolve_model
+from wrpo_engine.judging.decision import DECISION
+from wrpo_engine.judging.journal import PREFIX
 from wrpo_engine.merging.building import Merge, Poll
 from wrpo_engine.merging.card import merge_card
 from wrpo_engine.merging.parents import Parent, open_parent, require_alike
@@ -52,6 +54,8 @@ def run(ctx: StageContext) -> StageResult:
     if found is not None:
         metrics |= {"candidates": float(found.evaluated), "fitness": found.best.fitness}
     details = {"model": {"name": f"{params.method} merge", "revision": None}, "parents": identities}
+    # All replies of a judge are in the parts of the candidates.
+    ctx.output.discard(PREFIX)
     ctx.output.commit(files=files, metrics=metrics, details=details)
     ctx.output.discard(_WORK)
     return StageResult(rows=len(merge.tensors), metrics=metrics)
@@ -137,8 +141,8 @@ def _describe(
     names = [_MODEL + CARD_FILE, CARD_FILE]
     for name in names:
         ctx.output.publish(name, partial(_write, card), replace=True)
-    points = ctx.output.published("points/")
-    return [MERGE_FILE, *points, *names, *weights, *(_MODEL + name for name in merge.small_files())]
+    search = [*ctx.output.published("points/"), *ctx.output.published(DECISION)]
+    return [MERGE_FILE, *search, *names, *weights, *(_MODEL + name for name in merge.small_files())]
 
 
 def _write(content: str, path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from wrpo_engine.contract.base import Role, automatic, overrides
@@ -26,19 +26,13 @@ from wrpo_engine.contract.sampling import (
     SourceExecution,
 )
 from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
-from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
+from wrpo_operator.api.base import SpecModel, list_map
 from wrpo_operator.api.fusion import SystemFusion
-from wrpo_operator.api.members import Members, SystemName
+from wrpo_operator.api.members import BenchmarkName, JudgeName, Members, SystemName
 from wrpo_operator.api.merging import Joint, Merge, MergeSettings
-from wrpo_operator.api.names import MAX_REWARD_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.presets import PresetName
 from wrpo_operator.api.sections import PinnedModel, RewardName, RewardSource, Target
-
-BenchmarkName: TypeAlias = SystemName
-JudgeName: TypeAlias = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_REWARD_NAME, pattern=LABEL_PATTERN)
-]
 
 
 @overrides("sampling", GeneratorFields)

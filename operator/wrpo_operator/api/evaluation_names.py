@@ -14,7 +14,7 @@ from wrpo_engine.contract.objectives import Objective
 from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge
 from wrpo_operator.api.fusion import SystemFusion
 from wrpo_operator.api.members import EVERY_SOURCE, expanded
-from wrpo_operator.api.merging import FusedMerge, Merge, MergeSettings
+from wrpo_operator.api.merging import FusedMerge, Merge, MergeSettings, SearchObjective
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.spec import ExperimentSpec
@@ -251,6 +251,42 @@ def _unknown_rewards(spec: ExperimentSpec) -> _Found:
             yield f"spec.evaluation.judges[{index}].serveReward", judge.serve_reward
 
 
+def _objectives(spec: ExperimentSpec) -> Iterator[tuple[str, SearchObjective]]:
+    for index, system in enumerate(spec.evaluation.systems):
+        search = system.merging.search if system.merging is not None else None
+        if search is not None and search.objective is not None:
+            section = "merge" if system.merge is not None else "fuse.merge"
+            yield f"spec.evaluation.systems[{index}].{section}.search.objective", search.objective
+
+
+def _undeveloped_benchmarks(spec: ExperimentSpec) -> _Found:
+    known = {each.name for each in spec.evaluation.benchmarks if each.development is not None and each.baseline is None}
+    for path, objective in _objectives(spec):
+        if objective.benchmark not in known:
+            yield f"{path}.benchmark", objective.benchmark
+
+
+def _evaluated_elsewhere(spec: ExperimentSpec) -> _Found:
+    """Yield the benchmarks that share a bundle with an earlier one but set other items of it aside."""
+    first: dict[str, Benchmark] = {}
+    for index, benchmark in enumerate(spec.evaluation.benchmarks):
+        other = first.setdefault(benchmark.bundle or benchmark.kind, benchmark)
+        is_same = (other.development, other.limit) == (benchmark.development, benchmark.limit)
+        if not is_same and (other.development or benchmark.development):
+            yield f"spec.evaluation.benchmarks[{index}]", benchmark.name
+
+
+def _unusable_judges(spec: ExperimentSpec) -> _Found:
+    benchmarks = {benchmark.name: benchmark for benchmark in spec.evaluation.benchmarks}
+    judges = {judge.name: judge for judge in spec.evaluation.judges}
+    for path, objective in _objectives(spec):
+        judge, benchmark = judges.get(objective.judge), benchmarks.get(objective.benchmark)
+        is_asked = judge is not None and judge.reward is None and judge.serve is None
+        # A benchmark that is not there has its own message.
+        if not is_asked or (judge is not None and benchmark is not None and not reads(judge, benchmark)):
+            yield f"{path}.judge", objective.judge
+
+
 def _named_as_rewards(spec: ExperimentSpec) -> _Found:
     rewards = {reward.name for reward in spec.reward.additional}
     for index, judge in enumerate(spec.evaluation.judges):
@@ -277,6 +313,16 @@ _ORIGIN = f"(has(s.merge.base) ? s.merge.base : '{TARGET}')"
 _FUSION = "self.sft.fusion"
 _FUSED = f"(m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))"
 _JUDGED = "(has(j.reward) || b.kind != 'Custom' || has(b.protocol))"
+
+
+def _of_objectives(condition: str) -> str:
+    """CEL: a condition holds for the objective, {0} in it, of every search."""
+    return " && ".join(
+        f"{_SYSTEMS}.all(s, !{has} || !has({path}.search) || !has({path}.search.objective)"
+        f" || ({condition.format(f'{path}.search.objective')}))"
+        for has, path in (("has(s.merge)", "s.merge"), (_PAIRWISE, "s.fuse.merge"))
+    )
+
 
 _NAME_RULES: tuple[_NameRule, ...] = (
     _NameRule(
@@ -407,6 +453,32 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         "there is no reward of this name; rewards are main, reward.additional, and judges with a reward; correct it or "
         "add the reward",
         _unknown_rewards,
+    ),
+    _NameRule(
+        _of_objectives(f"{_BENCHMARKS}.exists(b, b.name == {{0}}.benchmark && has(b.development) && !has(b.baseline))"),
+        "a search sees development items of a benchmark and compares them with the baseline of the bundle; name a "
+        "benchmark, set its development to the number of items to set aside, and remove its baseline",
+        _undeveloped_benchmarks,
+    ),
+    _NameRule(
+        f"{_BENCHMARKS}.all(a, !has(a.development) || {_BENCHMARKS}.all(b,"
+        " (has(b.bundle) ? b.bundle : b.kind) != (has(a.bundle) ? a.bundle : a.kind)"
+        " || (has(b.development) && b.development == a.development"
+        " && (has(b.limit) ? b.limit : 0) == (has(a.limit) ? a.limit : 0))))",
+        "another benchmark has the same bundle, and one of them evaluates items that the other one sets aside; give "
+        "both the same development and limit, or another bundle",
+        _evaluated_elsewhere,
+    ),
+    _NameRule(
+        _of_objectives(
+            f"{_JUDGES}.exists(j, j.name == {{0}}.judge && !has(j.reward) && !has(j.serve)"
+            f" && (size(j.benchmarks) == 0 || {{0}}.benchmark in j.benchmarks))"
+            f" && {_BENCHMARKS}.all(b, b.name != {{0}}.benchmark || b.kind != 'Custom' || has(b.protocol))"
+        ),
+        "a search asks a judge with endpoint or serveReward that reads the benchmark, because candidates need the "
+        "accelerators of its pod; name such a judge, set protocol if the benchmark's kind is Custom, or set "
+        "search.reward to the name of a judge with a reward",
+        _unusable_judges,
     ),
     _NameRule(
         f"{_JUDGES}.all(j, !self.reward.additional.exists(x, x.name == j.name))",

@@ -46,6 +46,12 @@ EVALUATION_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (Benchmark,),
+        "!has(self.development) || !has(self.limit) || self.development < self.limit",
+        "development sets all items of limit aside, so that none is left to evaluate; lower development or raise limit",
+        lambda m: m.development is None or m.limit is None or m.development < m.limit,
+    ),
+    Rule(
+        (Benchmark,),
         "!has(self.protocol) || self.kind == 'Custom'",
         "protocol is for kind Custom, because other kinds have their own; remove it",
         lambda m: m.protocol is None or m.kind == "Custom",

@@ -1,4 +1,4 @@
-"""Names of systems and lists of them."""
+"""Names of systems, benchmarks and judges, and lists of systems."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pydantic import Field, StringConstraints
 
 from wrpo_engine.contract.types import ATOMIC
 from wrpo_operator.api.base import LABEL_PATTERN
-from wrpo_operator.api.names import MAX_SOURCE_NAME
+from wrpo_operator.api.names import MAX_REWARD_NAME, MAX_SOURCE_NAME
 
 EVERY_SOURCE = "*"
 """In a list of members: all sources."""
 SystemName: TypeAlias = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_SOURCE_NAME, pattern=LABEL_PATTERN)
+]
+BenchmarkName: TypeAlias = SystemName
+JudgeName: TypeAlias = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_REWARD_NAME, pattern=LABEL_PATTERN)
 ]
 _Member = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_SOURCE_NAME, pattern=rf"^([*]|{LABEL_PATTERN[1:-1]})$")

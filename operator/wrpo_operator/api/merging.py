@@ -11,11 +11,20 @@ from wrpo_engine.contract.base import Role
 from wrpo_engine.contract.merging import Factor, JointFields, MergeFields, SearchFields
 from wrpo_engine.contract.types import ATOMIC
 from wrpo_operator.api.base import SpecModel
-from wrpo_operator.api.members import Members, SystemName
+from wrpo_operator.api.members import BenchmarkName, JudgeName, Members, SystemName
 from wrpo_operator.api.names import TARGET
 from wrpo_operator.api.sections import RewardName
 
 _ALIASES = {"weight": "weights", "scale": "lambda"}
+
+
+class SearchObjective(SpecModel):
+    """The score of a benchmark by a judge, on items that no system of the evaluation answers."""
+
+    benchmark: Annotated[BenchmarkName, Role.COMPUTED]
+    """Name of a benchmark with `development` and without `baseline`: candidates answer its development items."""
+    judge: Annotated[JudgeName, Role.COMPUTED]
+    """Name of a judge that reads this benchmark, with endpoint or serveReward."""
 
 
 class Search(SearchFields, SpecModel):
@@ -24,8 +33,10 @@ class Search(SearchFields, SpecModel):
     """
 
     reward: Annotated[RewardName | None, Role.COMPUTED] = None
-    """Reward whose mean over a candidate's greedy answers is maximised: `main`, or the name of an additional reward or
-    of a judge with a reward. Unset: main."""
+    """Reward whose mean over a candidate's greedy answers to preference prompts is maximised: `main`, or the name of an
+    additional reward or of a judge with a reward. Unset: main, or objective."""
+    objective: Annotated[SearchObjective | None, Role.COMPUTED] = None
+    """Benchmark whose score by a judge is maximised instead of a reward. Unset: reward."""
 
 
 class MergeSettings(MergeFields, SpecModel):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from wrpo_engine.contract.merging import SEARCHED_METHODS
-from wrpo_operator.api.merging import FusedMerge, Joint, Merge
+from wrpo_operator.api.merging import FusedMerge, Joint, Merge, Search
 from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.spec import ExperimentSpec
 
@@ -34,9 +34,11 @@ _OWN_SETTINGS: tuple[tuple[_Sections, str, tuple[str, ...]], ...] = (
 )
 """Sections, their field, and the methods that read it."""
 _SEARCHES = (
-    "self.evaluation.systems.exists(s, (has(s.merge) && has(s.merge.search))"
-    " || (has(s.fuse) && has(s.fuse.merge) && has(s.fuse.merge.search)))"
+    "self.evaluation.systems.exists(s,"
+    " (has(s.merge) && has(s.merge.search) && !has(s.merge.search.objective))"
+    " || (has(s.fuse) && has(s.fuse.merge) && has(s.fuse.merge.search) && !has(s.fuse.merge.search.objective)))"
 )
+"""CEL: a search maximises a reward."""
 
 
 def _literal(value: Any) -> str:
@@ -83,10 +85,16 @@ def _rules() -> Iterator[Rule]:
         lambda m: m.method != "Linear" or not m.divides_by_weights or min(m.weight) > 0,
     )
     yield Rule(
+        (Search,),
+        "!has(self.reward) || !has(self.objective)",
+        "a search maximises one measure, reward or the score of objective; remove one of them",
+        lambda m: m.reward is None or m.objective is None,
+    )
+    yield Rule(
         (ExperimentSpec,),
         f"self.prompts.sftFraction < 1.0 || !{_SEARCHES}",
-        "a search of merge weights answers preference prompts, and sftFraction 1 leaves none; lower "
-        "prompts.sftFraction or remove search",
+        "a search of merge weights by a reward answers preference prompts, and sftFraction 1 leaves none; lower "
+        "prompts.sftFraction, set search.objective or remove search",
         lambda m: m.prompts.sft_fraction < 1 or not _searches(m),
     )
 
@@ -102,7 +110,8 @@ def _unique(section: type[Merge | Joint], field: str) -> Rule:
 
 def _searches(spec: ExperimentSpec) -> bool:
     merges = (system.merging for system in spec.evaluation.systems)
-    return any(merge is not None and merge.search is not None for merge in merges)
+    searches = (merge.search for merge in merges if merge is not None)
+    return any(search is not None and search.objective is None for search in searches)
 
 
 MERGING_RULES: tuple[Rule, ...] = tuple(_rules())

@@ -107,7 +107,9 @@ def _search_seconds(known: Known, params: MergeParams, pod: _Pod) -> float | Non
         return None
     answers = _generation(pod, responses=search.prompts)
     length = min(search.max_tokens, RESPONSE_TOKENS)
-    reward = None if search.reward.name is None else known.assumed.look_up(search.reward.name, search.reward.revision)
+    served = search.reward or (search.judge.serve_reward if search.judge is not None else None)
+    name = None if served is None else served.name
+    reward = None if served is None or name is None else known.assumed.look_up(name, served.revision)
     read = search.prompts * (PROMPT_TOKENS + length)
     return search_seconds(
         search,

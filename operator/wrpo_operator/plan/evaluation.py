@@ -202,7 +202,7 @@ def judge(graph: Graph) -> None:
 
 def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row: Row) -> None:
     settings = params.judge(layout, reader, column, row)
-    served = _served(layout, reader)
+    served = served_by(layout, reader)
     resources = reader.serve.resources if reader.serve is not None else None
     work = Work.GENERATION if reader.serve is not None else Work.SCORING
     read = dict.fromkeys(role for role in (settings.answers, settings.baseline) if role is not None)
@@ -216,8 +216,8 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
             resources=resources,
             needs=() if served is None else needs(graph, "judge", (work, served), resources=resources),
             image=Image.SAMPLER if reader.serve is not None else None,
-            secrets=_judge_keys(graph, reader),
-            models={"model": reader} | _by_parameter(reader, served),
+            secrets=judge_keys(graph, reader),
+            models=judge_sections(layout, reader),
         ),
     )
 
@@ -282,7 +282,7 @@ def made_by(model: EvaluatedModel) -> tuple[StageId, ...]:
             return (StageId(kind, model.name),)
 
 
-def _served(layout: Layout, reader: Judge) -> PinnedModel | RewardSource | None:
+def served_by(layout: Layout, reader: Judge) -> PinnedModel | RewardSource | None:
     """Return the model or the reward that a judge's stage serves."""
     if reader.serve_reward is not None:
         return layout.rewards[reader.serve_reward]
@@ -297,12 +297,15 @@ def reward_key(graph: Graph, name: str) -> dict[str, SecretKeyRef]:
     return {} if key is None else {REWARD_API_KEY: key}
 
 
-def _by_parameter(reader: Judge, served: PinnedModel | RewardSource | None) -> dict[str, Named]:
-    """Return what a judge's stage serves, by the parameter that refers to it."""
-    return {} if served is None else {"serve" if reader.serve is not None else "serve_reward": served}
+def judge_sections(layout: Layout, reader: Judge) -> dict[str, Named]:
+    """Return a judge, and what its stage serves, by the parameters that refer to them."""
+    served = served_by(layout, reader)
+    own: dict[str, Named] = {"model": reader}
+    return own if served is None else own | {"serve" if reader.serve is not None else "serve_reward": served}
 
 
-def _judge_keys(graph: Graph, reader: Judge) -> dict[str, SecretKeyRef]:
+def judge_keys(graph: Graph, reader: Judge) -> dict[str, SecretKeyRef]:
+    """Return the key of a judge's endpoint, or of that of the reward which it serves."""
     if reader.serve_reward is not None:
         return reward_key(graph, reader.serve_reward)
     return {} if reader.api_key_secret_ref is None else {JUDGE_API_KEY: reader.api_key_secret_ref}

@@ -11,6 +11,7 @@ from wrpo_engine.contract.benchmarks import BenchFields, JudgeExecution
 from wrpo_engine.contract.data import ScoreExecution
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
+    BenchmarkJudge,
     BenchParams,
     EvaluateParams,
     GradeParams,
@@ -147,19 +148,28 @@ def merge(spec: ExperimentSpec, layout: Layout, row: Row) -> MergeParams:
         base=None if own.origin is None else model_reference(spec, layout.models[own.origin]),
         models=tuple(model_reference(spec, layout.models[name]) for name in row.merged),
         weight=tuple(left),
-        search=None if own.search is None else _search(layout, own.search),
+        search=None if own.search is None else search(layout, own.search),
     )
 
 
-def _search(layout: Layout, own: Search) -> MergeSearch:
-    reward = reward_model(layout.rewards[own.reward or MAIN_REWARD])
-    return project(MergeSearch, values_of(own, SearchFields), reward=reward)
+def search(layout: Layout, own: Search) -> MergeSearch:
+    """Return the parameters of searching the weights of a merge."""
+    fields = values_of(own, SearchFields)
+    if own.objective is None:
+        return project(MergeSearch, fields, reward=reward_model(layout.rewards[own.reward or MAIN_REWARD]))
+    column, judge = layout.objective(own.objective)
+    found = _benchmark_judge(layout, judge, column)
+    return project(MergeSearch, fields, prompts=column.developed(own.prompts), judge=found)
 
 
-def merge_runtime(spec: ExperimentSpec, row: Row) -> Runtime:
-    """Return the runtime of merging models: with a search the batches of its reward."""
-    is_searched = row.merging is not None and row.merging.search is not None
-    return project(Runtime, values_of(spec.reward, ScoreExecution)) if is_searched else Runtime()
+def merge_runtime(spec: ExperimentSpec, layout: Layout, row: Row) -> Runtime:
+    """Return the runtime of merging models: with a search that of its reward or its judge."""
+    own = row.merging.search if row.merging is not None else None
+    if own is None:
+        return Runtime()
+    if own.objective is None:
+        return project(Runtime, values_of(spec.reward, ScoreExecution))
+    return judge_runtime(spec, layout.objective(own.objective)[1])
 
 
 def joint(spec: ExperimentSpec, layout: Layout, row: Row, column: Column) -> JointParams:
@@ -232,20 +242,27 @@ def select(row: Row, members: tuple[str, ...], criteria: tuple[str, ...]) -> Sel
 
 def judge(layout: Layout, judge: Judge, column: Column, row: Row) -> JudgeParams:
     """Return the parameters of asking a judge about a row's answers."""
+    return project(
+        JudgeParams,
+        _benchmark_judge(layout, judge, column).model_dump(exclude_unset=True),
+        system=row.name,
+        answers=layout.answers_role(row.name, column),
+        baseline=None if column.baseline is None else layout.answers_role(column.baseline, column),
+    )
+
+
+def _benchmark_judge(layout: Layout, judge: Judge, column: Column) -> BenchmarkJudge:
     served = layout.rewards[judge.serve_reward] if judge.serve_reward is not None else None
     reward = reward_model(served) if served is not None else None
     name = judge.model or (judge.serve.model if judge.serve is not None else None)
     engine = values_of(judge.serve, EngineFields) if judge.serve is not None else {}
     return project(
-        JudgeParams,
+        BenchmarkJudge,
         values_of(judge),
         engine | {"engine_args": engine_args(engine, for_speed=False)} if engine else {},
         model=name or (reward.identity if reward is not None else ""),
         benchmark=column.kind,
         benchmark_protocol=column.protocol,
-        system=row.name,
-        answers=layout.answers_role(row.name, column),
-        baseline=None if column.baseline is None else layout.answers_role(column.baseline, column),
         serve=named_model(judge.serve) if judge.serve is not None else None,
         serve_reward=reward,
     )

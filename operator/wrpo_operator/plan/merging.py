@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wrpo_engine.contract.evaluation import cell_name
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.plan import evaluation_params as params
 from wrpo_operator.plan.builder import Execution, Graph
-from wrpo_operator.plan.evaluation import cells_of, items_of, made_by, planned_layout, reward_key
+from wrpo_operator.plan.evaluation import (
+    cells_of,
+    items_of,
+    judge_keys,
+    judge_sections,
+    made_by,
+    planned_layout,
+    reward_key,
+    served_by,
+)
 from wrpo_operator.plan.model import Need, StageId, Work
 from wrpo_operator.plan.params import Named
-from wrpo_operator.plan.systems import Layout, Row, searching_reward
+from wrpo_operator.plan.systems import Layout, Row, searching_objective, searching_reward
 from wrpo_operator.plan.wiring import PREPARE, downloads, needs
 
 
@@ -34,7 +43,7 @@ def merge(graph: Graph) -> None:
                 downloads=dict.fromkeys(
                     (*downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m))), *found.downloads)
                 ),
-                runtime=params.merge_runtime(graph.spec, row),
+                runtime=params.merge_runtime(graph.spec, layout, row),
                 resources=found.resources,
                 needs=found.needs,
                 secrets=found.secrets,
@@ -57,24 +66,32 @@ class _Search:
     needs: tuple[Need, ...] = ()
     secrets: Mapping[str, SecretKeyRef] = field(default_factory=dict)
     models: Mapping[str, Named] = field(default_factory=dict)
-    """Its reward, by the parameter."""
+    """What the stage serves or asks, by the parameter."""
 
 
 def _search(graph: Graph, layout: Layout, row: Row) -> _Search:
-    name = searching_reward(row)
-    if name is None:
+    objective, name = searching_objective(row), searching_reward(row)
+    if objective is not None:
+        column, judge = layout.objective(objective)
+        served = served_by(layout, judge)
+        found = _Search(
+            inputs=(items_of(column),),
+            secrets=judge_keys(graph, judge),
+            models=judge_sections(layout, judge),
+        )
+    elif name is not None:
+        served = layout.rewards[name]
+        found = _Search(inputs=(PREPARE,), secrets=reward_key(graph, name), models={"reward": served})
+    else:
         return _Search()
-    spec, reward = graph.spec, layout.rewards[name]
-    resources = spec.resources.of_section(STAGES["answer"].section.name)
-    pinned = layout.models[row.name].pinned(spec)
-    works = ((Work.GENERATION, pinned), (Work.SCORING, reward))
-    return _Search(
-        inputs=(PREPARE,),
-        downloads=downloads(graph, reward),
+    resources = graph.spec.resources.of_section(STAGES["answer"].section.name)
+    answering = (Work.GENERATION, layout.models[row.name].pinned(graph.spec))
+    scoring = () if served is None else ((Work.SCORING, served),)
+    return replace(
+        found,
+        downloads=() if served is None else downloads(graph, served),
         resources=resources,
-        needs=needs(graph, "merge", *works, resources=resources),
-        secrets=reward_key(graph, name),
-        models={"reward": reward},
+        needs=needs(graph, "merge", answering, *scoring, resources=resources),
     )
 
 

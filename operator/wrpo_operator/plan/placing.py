@@ -320,11 +320,16 @@ def items_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageS
     benchmark = next(item for item in spec.evaluation.benchmarks if item.name == name)
     size = SIZES.get(benchmark.kind)
     known = [count for count in (benchmark.limit, size.items if size is not None else None) if count is not None]
-    return min(known, default=None)
+    return max(1, min(known) - (benchmark.development or 0)) if known else None
 
 
 def requests_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
-    """Return the requests of a judge's stage, retries left out; None if there are none, or their number is unknown."""
+    """Return the requests of a stage to a judge, retries left out; None if there are none, or they are unknown."""
+    if isinstance(node.params, MergeParams):
+        search = node.params.search
+        if search is None or search.judge is None:
+            return None
+        return search.candidates * search.prompts * ASKED[search.judge.benchmark_protocol].requests
     if not isinstance(node.params, JudgeParams):
         return None
     items = items_of(spec, node, records)

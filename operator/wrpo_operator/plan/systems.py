@@ -12,7 +12,7 @@ from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge, Mixture,
 from wrpo_operator.api.evaluation_names import has_enough, models_of, reads
 from wrpo_operator.api.fusion import SystemFusion
 from wrpo_operator.api.members import expanded
-from wrpo_operator.api.merging import Joint, Merge, MergeSettings, Search
+from wrpo_operator.api.merging import Joint, Merge, MergeSettings, Search, SearchObjective
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.sections import RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
@@ -100,6 +100,11 @@ class Column:
     baseline: str | None = None
     """Row or model whose answers are the baseline. None: the bundle's."""
 
+    def developed(self, prompts: int) -> int:
+        """Return how many of `prompts` development items there are, unless its bundle is smaller."""
+        set_aside = self.benchmark.development if self.benchmark is not None else None
+        return min(prompts, set_aside or 0)
+
     @property
     def protocol(self) -> Protocol | None:
         """Return the protocol of its judges; None for prompts that only rewards score."""
@@ -129,6 +134,11 @@ class Layout:
         baseline = column.baseline
         own = (baseline,) if baseline is not None and baseline in self.models else ()
         return tuple(dict.fromkeys((*rows, *own)))
+
+    def objective(self, objective: SearchObjective) -> tuple[Column, Judge]:
+        """Return the benchmark and the judge that a search names. The rules allow no other names."""
+        column = next(column for column in self.columns if column.name == objective.benchmark)
+        return column, next(judge for judge in column.judges if judge.name == objective.judge)
 
     def answers_role(self, system: str, column: Column) -> str:
         """Return the role of the answers of a row, or of a model, to a benchmark."""
@@ -251,9 +261,10 @@ def evaluated_systems(spec: ExperimentSpec, layout: Layout) -> tuple[EvaluatedSy
             answers=row.role,
             form=row.form,
             members=row.members,
-            choices=_choices(row),
+            choices=_choices(row, layout),
             # The reward chose the rows that the models of the experiment are trained on.
-            uses_reward=_is_trained(row, layout) or not own.isdisjoint((selecting_reward(row), searching_reward(row))),
+            uses_reward=_is_trained(row, layout)
+            or not own.isdisjoint((selecting_reward(row), _measuring(row, layout))),
         )
         for row in layout.rows
     )
@@ -283,7 +294,19 @@ def selecting_reward(row: Row) -> str | None:
 def searching_reward(row: Row) -> str | None:
     """Return the reward whose mean the search of a row's merge maximises; None if there is none."""
     search = row.merging.search if row.merging is not None else None
-    return None if search is None else search.reward or MAIN_REWARD
+    return None if search is None or search.objective is not None else search.reward or MAIN_REWARD
+
+
+def searching_objective(row: Row) -> SearchObjective | None:
+    """Return the benchmark and the judge whose score the search of a row's merge maximises; None if there is none."""
+    search = row.merging.search if row.merging is not None else None
+    return None if search is None else search.objective
+
+
+def _measuring(row: Row, layout: Layout) -> str | None:
+    """Return the reward by which a row's merge is searched, also one that is served as a judge; None for none."""
+    objective = searching_objective(row)
+    return searching_reward(row) if objective is None else layout.objective(objective)[1].serve_reward
 
 
 def _is_trained(row: Row, layout: Layout) -> bool:
@@ -295,42 +318,48 @@ def _is_trained(row: Row, layout: Layout) -> bool:
     return any(_is_trained(rows[name], layout) for name in (*base, *row.members) if name in rows)
 
 
-def _set_fields(section: MergeSettings | Joint) -> dict[str, str]:
+def _set_fields(section: MergeSettings | Joint, layout: Layout) -> dict[str, str]:
     """Return the method and the settings that differ from their defaults, and all settings of a search."""
     fields = section.model_dump(exclude={"base", "models", "members", "search"}, exclude_defaults=True)
     search = section.search if isinstance(section, MergeSettings) else None
-    return {name: str(value) for name, value in fields.items()} | ({} if search is None else _searched(search))
+    return {name: str(value) for name, value in fields.items()} | ({} if search is None else _searched(search, layout))
 
 
-def _searched(search: Search) -> dict[str, str]:
+def _searched(search: Search, layout: Layout) -> dict[str, str]:
     """Return all that a search depends on, because nothing published says any of it."""
-    settings = {**search.model_dump(), "reward": search.reward or MAIN_REWARD}
+    settings = search.model_dump(exclude={"reward", "objective"})
+    if search.objective is None:
+        settings["reward"] = search.reward or MAIN_REWARD
+    else:
+        column, judge = layout.objective(search.objective)
+        settings["prompts"] = column.developed(search.prompts)
+        settings["objective"] = f"{column.name} by {judge.name}, on items that no system is evaluated on"
     return {f"search {name}": str(value) for name, value in settings.items()}
 
 
-def _merged_fusion(merge: MergeSettings) -> dict[str, str]:
+def _merged_fusion(merge: MergeSettings, layout: Layout) -> dict[str, str]:
     """Return how the models of a fusion with each source become one; its weights are not that of the fusion loss."""
-    fields = _set_fields(merge)
+    fields = _set_fields(merge, layout)
     return {"trainings": "one for each source", **{_MERGE_NAMES.get(name, name): fields[name] for name in fields}}
 
 
 _MERGE_NAMES = {"method": "merge", "weight": "merge weights"}
 
 
-def _choices(row: Row) -> dict[str, str]:
+def _choices(row: Row, layout: Layout) -> dict[str, str]:
     """Return the unpublished choices for a row."""
     if row.mixture is not None:
         return {"aggregator": row.mixture.aggregator, "rounds": str(row.mixture.rounds)}
     if row.fuse is not None:
         names = ("strategy", "normalise", "alignment", "vocabulary", "weight")
         settings = {name: str(getattr(row.fuse, name)) for name in names}
-        merged = {} if row.fuse.merge is None else _merged_fusion(row.fuse.merge)
+        merged = {} if row.fuse.merge is None else _merged_fusion(row.fuse.merge, layout)
         return {"sources": ", ".join(row.members), "rows": "those of SFT", **settings, **merged}
     if row.merge is not None:
         base = {} if row.merge.origin is None else {"base": row.merge.origin}
-        return {**base, "models": ", ".join(row.members), **_set_fields(row.merge)}
+        return {**base, "models": ", ".join(row.members), **_set_fields(row.merge, layout)}
     if row.joint is not None:
-        return {"members": ", ".join(row.members), **_set_fields(row.joint)}
+        return {"members": ", ".join(row.members), **_set_fields(row.joint, layout)}
     if row.select is None:
         return {}
     by: dict[str, dict[str, str]] = {

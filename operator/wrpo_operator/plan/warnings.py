@@ -140,11 +140,13 @@ def _above_max_requests(spec: ExperimentSpec, node: StageNode, records: Mapping[
     record = records.get(str(node.id))
     if limit is None or needed is None or needed <= limit or (record and record.state is StageState.SUCCEEDED):
         return
-    _, benchmark, judge = node.id.name.split(SEPARATOR)
+    if node.id.kind == "merge":
+        what, remedy = f"the search of {node.id}", "budget or prompts of the search"
+    else:
+        what, remedy = f"one system on {node.id.name.split(SEPARATOR)[1]}", "limit of the benchmark"
     yield (
-        f"evaluation.judges[{judge}].maxRequests is {limit}, and one system on {benchmark} needs "
-        f"{needed} requests, retries not counted; a stage that may not send all of them fails. Raise it, or lower "
-        "limit of the benchmark."
+        f"{node.runtime.model_sections['model']}.maxRequests is {limit}, and {what} needs {needed} requests, retries "
+        f"not counted; a stage that may not send all of them fails. Raise it, or lower {remedy}."
     )
 
 

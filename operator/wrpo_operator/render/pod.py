@@ -94,7 +94,7 @@ def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAtte
     """Return labels, and the annotations by which Kueue and gang schedulers place the pods of a child together."""
     metadata: dict[str, Any] = {"labels": labels(experiment, planned)}
     if planned.node.runtime.judge_endpoint is not None:
-        metadata["labels"][names.LABEL_EGRESS] = planned.node.id.kind
+        metadata["labels"][names.LABEL_EGRESS] = "judge"
     scheduling, annotations = spec.scheduling, {}
     if scheduling.required_topology:
         annotations[names.ANNOTATION_REQUIRED_TOPOLOGY] = scheduling.required_topology

@@ -17,6 +17,7 @@ from wrpo_engine.artifacts.base import StoredArtifact
 from wrpo_engine.bundles.items import (
     read_baseline,
     read_baseline_names,
+    read_development,
     read_items,
     read_references,
     read_regulariser,
@@ -315,6 +316,31 @@ def test_a_limit_takes_the_first_items_and_what_belongs_to_them(make_ctx: Any, w
     regulariser = read_regulariser(ctx)
     assert regulariser is not None
     assert regulariser.height == 2
+
+
+def test_development_items_are_set_aside_with_what_belongs_to_them(make_ctx: Any, write: Write) -> None:
+    rows = [{"id": name, "prompt": text} for name, text in zip("abcdef", "xyzxuv", strict=True)]
+    files = {"items.jsonl": rows, "baseline.jsonl": [{"id": name, "output": "So."} for name in "abcdef"]}
+    found = []
+    for number, hash_ in ((2, "c"), (3, "d"), (4, "e")):
+        settings = {"benchmark": "Custom", "bundle": str(write(files)), "development": number}
+        artifact = bench(make_ctx, hash_ * 16, **settings)
+        ctx = reader(make_ctx, hash_ * 16)
+        evaluated, aside = ({item.item_id for item in items} for items in (read_items(ctx), read_development(ctx)))
+        assert evaluated | aside == set("abcdef") == set(read_baseline(ctx))
+        assert not evaluated & aside
+        assert len({"x" if item in "ad" else item for item in aside}) == number
+        assert ("a" in aside) == ("d" in aside), "items of one text stay together"
+        metrics = artifact.manifest.metrics
+        assert (metrics["items"], metrics["development_items"]) == (len(evaluated), len(aside))
+        found.append(aside)
+    assert found[0] < found[1] < found[2], "more items are added to those that were set aside"
+
+
+def test_development_items_leave_some_to_evaluate(make_ctx: Any, write: Write) -> None:
+    bundle = str(write({"items.jsonl": [{"id": "a", "prompt": "x"}]}))
+    with pytest.raises(DataError, match="development sets 1 items aside, and the benchmark has 1 different ones"):
+        bench(make_ctx, benchmark="Custom", bundle=bundle, development=1)
 
 
 def test_two_runs_write_the_same_bytes_and_the_place_has_no_effect_on_the_digest(make_ctx: Any, write: Write) -> None:

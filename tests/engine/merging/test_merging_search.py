@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from wrpo_engine.contract.merging import MergeSearch
 from wrpo_engine.errors import DataError, Interrupted
 from wrpo_engine.merging import stage
-from wrpo_engine.merging.search import Point, candidate_weights, groups_of, search
+from wrpo_engine.merging.search import Fitness, Place, Point, candidate_weights, groups_of, search
 
 NAMES = [f"model.layers.{layer}.mlp.weight" for layer in range(6)] + ["model.embed_tokens.weight", "lm_head.weight"]
 GROUPS = groups_of(NAMES, "Layer")
@@ -35,20 +35,20 @@ class Memory:
     def __init__(self) -> None:
         self.points: dict[tuple[int, int], Point] = {}
 
-    def get(self, generation: int, index: int) -> Point | None:
-        return self.points.get((generation, index))
+    def get(self, place: Place) -> Point | None:
+        return self.points.get((place.generation, place.index))
 
     def put(self, point: Point) -> None:
         self.points[point.generation, point.index] = point
 
 
-def distance(coefficients: Sequence[float]) -> float:
+def distance(_place: Place, coefficients: Sequence[float]) -> float:
     np.random.default_rng()
     np.random.rand(3)  # noqa: NPY002 (a fitness may draw from the global generator)
     return -float(np.square(np.array(coefficients) - BEST).sum())
 
 
-def found(memory: Memory, fitness: Callable[[Sequence[float]], float] = distance, **changes: Any) -> Any:
+def found(memory: Memory, fitness: Fitness = distance, **changes: Any) -> Any:
     return search(settings(**changes), START, seed=3, fitness=fitness, memory=memory, groups=GROUPS)
 
 
@@ -58,7 +58,7 @@ def test_a_search_improves_on_its_start_within_its_budget() -> None:
     assert outcome.evaluated == len(memory.points) == 400
     assert memory.points[0, 0].coefficients == tuple(START)
     assert outcome.best.fitness == max(point.fitness for point in memory.points.values())
-    assert outcome.best.fitness > distance(START) / 100
+    assert outcome.best.fitness > distance(Place(0, 0), START) / 100
 
 
 def test_the_last_generation_is_completed() -> None:
@@ -70,12 +70,12 @@ def test_a_search_that_is_killed_evaluates_no_point_twice() -> None:
     expected = found(whole)
     calls = 0
 
-    def killed(coefficients: Sequence[float]) -> float:
+    def killed(place: Place, coefficients: Sequence[float]) -> float:
         nonlocal calls
         calls += 1
         if calls % 7 == 0:
             raise Interrupted
-        return distance(coefficients)
+        return distance(place, coefficients)
 
     for _attempt in range(20):
         try:
@@ -99,7 +99,7 @@ def test_points_of_another_search_are_refused() -> None:
 
 def test_a_fitness_that_is_no_number_is_refused() -> None:
     with pytest.raises(DataError, match="the fitness of candidate 0 of generation 0 is nan"):
-        found(Memory(), lambda _coefficients: math.nan)
+        found(Memory(), lambda _place, _coefficients: math.nan)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,7 @@ def test_a_searched_merge_has_the_weights_of_its_best_candidate(
     outcome = json.loads(artifact.file("merge.json").read_text())["search"]
     assert len(artifact.files("points/")) == outcome["evaluated"] == result.metrics["candidates"] == 4
     assert outcome["manner"].startswith("of unconstrained model merging")
+    assert outcome["measure"] == "mean reward by test_merging_search:lengths on 2 preference prompts"
     assert outcome["groups"] == ["other", "layer-0", "layer-1"]
     points = [json.loads(artifact.file(name).read_text()) for name in artifact.files("points/")]
     assert outcome["best"]["fitness"] == max(point["fitness"] for point in points) == result.metrics["fitness"]

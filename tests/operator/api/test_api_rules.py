@@ -159,8 +159,27 @@ ACCEPTED |= {
                  {"name": "pack", "select": PACK | {"members": ["f", "*"]}}]),
     "a searched merge of fused models": system(
         fuse=FUSION | {"merge": {"method": "TaskArithmetic", "weights": [1, 2], "search": {}}}),
+    "merges searched by an endpoint and by a served reward": evaluated(
+        benchmarks=[ALPACA | {"development": 8, "limit": 9}],
+        judges=[JUDGE, {"name": "self", "serveReward": "main", "benchmarks": ["alpaca"]}],
+        systems=[{"name": "m", "merge": TIES | {"search": {"objective": {"benchmark": "alpaca", "judge": "gpt"}}}},
+                 {"name": "f", "fuse": FUSION | {"merge": {"method": "TIES", "search": {
+                     "objective": {"benchmark": "alpaca", "judge": "self"}}}}}]),
+    "a search by a benchmark without preference prompts": {
+        **evaluated(benchmarks=[ALPACA | {"development": 8}], judges=[JUDGE], systems=[{"name": "m", "merge": TIES | {
+            "models": ["sft"], "search": {"objective": {"benchmark": "alpaca", "judge": "gpt"}}}}]),
+        "prompts": {"sftFraction": 1}, "training": {"objective": "SFTOnly"}},
     "models that choose by perplexity": system(joint=EVA | {"method": "PackSim", "temperature": 2}),
 }  # fmt: skip
+
+
+def searched(*, of: str = "merge", objective: dict[str, Any] | None = None, **lists: Any) -> dict[str, Any]:
+    """Changes with a search by a judge of a benchmark."""
+    merge = {"method": "TIES", "search": {"objective": {"benchmark": "alpaca", "judge": "gpt"} | (objective or {})}}
+    form = TIES | merge if of == "merge" else FUSION | {"merge": merge}
+    usual = {"benchmarks": [ALPACA | {"development": 8}], "judges": [JUDGE], "systems": [{"name": "m", of: form}]}
+    return evaluated(**usual | lists)
+
 
 SELF = {"name": "pack", "select": {"by": "Random", "members": ["pack", "yi"]}}
 NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -220,6 +239,38 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a search of fused models by a reward that is not there": (
         system(fuse=FUSION | {"merge": {"method": "TIES", "search": {"reward": "rm"}}}),
         "spec.evaluation.systems[0].fuse.merge.search.reward is rm", "there is no reward of this name; rewards are"),
+    **{
+        f"a search of a {of} by {name}": (
+            searched(of=of, **changes),
+            f"spec.evaluation.systems[0].{path}.search.objective.{field} is {value}", message)
+        for of, path in (("merge", "merge"), ("fuse", "fuse.merge"))
+        for name, field, value, message, changes in (
+            ("a benchmark that is not there", "benchmark", "arena", "a search sees development items of a benchmark",
+             {"objective": {"benchmark": "arena"}}),
+            ("a benchmark that is evaluated as a whole", "benchmark", "alpaca", "a search sees development items of a",
+             {"benchmarks": [ALPACA]}),
+            ("a benchmark that compares with a system", "benchmark", "alpaca", "a search sees development items of a",
+             {"benchmarks": [ALPACA | {"development": 8, "baseline": "target"}]}),
+            ("a judge that is not there", "judge", "other", "a search asks a judge with endpoint or serveReward",
+             {"objective": {"judge": "other"}}),
+            ("a judge that its stage serves", "judge", "own", "a search asks a judge with endpoint or serveReward",
+             {"objective": {"judge": "own"}, "judges": [{"name": "own", "serve": {"model": "org/judge"}}]}),
+            ("a judge that is a reward", "judge", "rm", "a search asks a judge with endpoint or serveReward",
+             {"objective": {"judge": "rm"}, "judges": [{"name": "rm", "reward": {"function": "a:b"}}]}),
+            ("a judge of other benchmarks", "judge", "gpt", "a search asks a judge with endpoint or serveReward that",
+             {"benchmarks": [ALPACA | {"development": 8}, {"name": "mt", "kind": "MTBench"}],
+              "judges": [JUDGE | {"benchmarks": ["mt"]}, JUDGE | {"name": "other"}]}),
+            ("a benchmark without a protocol", "judge", "gpt", "a search asks a judge with endpoint or serveReward",
+             {"benchmarks": [{"name": "alpaca", "kind": "Custom", "bundle": "org/own", "development": 8}],
+              "judges": [JUDGE, {"name": "rm", "reward": {"function": "a:b"}}]}))
+    },
+    "items that one benchmark sets aside and another one evaluates": (
+        evaluated(benchmarks=[ALPACA, ALPACA | {"name": "dev", "development": 8}], judges=[JUDGE]),
+        "spec.evaluation.benchmarks[1] is dev", "another benchmark has the same bundle, and one of them evaluates"),
+    "other items of one bundle that are set aside": (
+        evaluated(benchmarks=[ALPACA | {"development": 8}, ALPACA | {"name": "b", "development": 8, "limit": 9}],
+                  judges=[JUDGE]),
+        "spec.evaluation.benchmarks[1] is b", "another benchmark has the same bundle, and one of them evaluates"),
     "the usual base among the models": (
         system(merge=TIES | {"models": ["yi", "target"]}),
         "spec.evaluation.systems[0].merge.models is ['yi', 'target']", "the base, which is target if unset, has no"),
@@ -407,7 +458,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         system(fuse=FUSION | {"merge": {"method": "SCE", "density": 0.5}}), "density has no effect on this method"),
     "a search without prompts": (
         {**system(merge=TIES | {"search": {}}), "prompts": {"sftFraction": 1}, "training": {"objective": "SFTOnly"}},
-        "a search of merge weights answers preference prompts"),
+        "a search of merge weights by a reward answers preference prompts"),
+    "a search by a reward and a benchmark": (
+        evaluated(benchmarks=[ALPACA | {"development": 8}], judges=[JUDGE], systems=[{"name": "m", "merge": TIES | {
+            "search": {"reward": "main", "objective": {"benchmark": "alpaca", "judge": "gpt"}}}}]),
+        "a search maximises one measure, reward or the score of objective; remove one of them"),
+    "a benchmark of development items alone": (
+        benchmark(development=9, limit=9), "development sets all items of limit aside, so that none is left"),
     "a merged model twice": (system(merge=TIES | {"models": ["yi", "yi"]}), "models names one twice"),
     "a joint member twice": (system(joint=EVA | {"members": ["yi", "yi"]}), "members names one twice"),
     **{

@@ -16,7 +16,10 @@ from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
+from wrpo_operator.plan.placing import requests_of
 from wrpo_operator.plan.resources import gang_of
+from wrpo_operator.plan.warnings import warnings_of
+from wrpo_operator.render import RenderSettings, render_attempt
 from wrpo_operator.render.common import CONFIG_FILE, config_map
 
 
@@ -231,6 +234,7 @@ def test_a_search_reads_the_prompts_and_a_reward_and_runs_where_models_answer() 
     assert isinstance(params, MergeParams)
     assert params.search is not None
     assert (params.search.budget, params.search.prompts) == (24, 9)
+    assert params.search.reward is not None
     assert params.search.reward.name == parse_spec(raw_spec()).reward.model
     assert list(node.inputs) == ["prompts", "sft"]
     assert node.resources is not None
@@ -257,10 +261,102 @@ def test_a_search_by_the_reward_of_a_judge_gets_its_key_and_is_not_marked() -> N
     node, evaluate = graph["merge/m"], graph["evaluate"].params
     assert isinstance(node.params, MergeParams)
     assert node.params.search is not None
+    assert node.params.search.reward is not None
     assert node.params.search.reward.endpoint == "http://rewards.ml:8000/v1"
     assert {name: key.name for name, key in node.secrets.items()} == {"WRPO_REWARD_API_KEY": "rewards"}
     assert isinstance(evaluate, EvaluateParams)
     assert {row.name: row.uses_reward for row in evaluate.systems}["m"] is False
+
+
+JUDGE = {
+    "name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt", "maxRequests": 700, "concurrency": 3,
+    "apiKeySecretRef": {"name": "judges", "key": "token"},
+}  # fmt: skip
+SELF = {"name": "self", "serveReward": "main"}
+
+
+def judged(judge: str = "gpt", *, judges: Any = (JUDGE, SELF), **changes: Any) -> dict[str, Any]:
+    """Changes with a search by a judge of Arena-Hard, of which 50 items are set aside."""
+    search = {"budget": 9, "objective": {"benchmark": "arena", "judge": judge}}
+    arena = {"name": "arena", "kind": "ArenaHard", "development": 50, **changes}
+    merge = {"method": "TIES", "models": ["yi"], "search": search}
+    return with_systems({"name": "m", "merge": merge}, benchmarks=[arena], judges=list(judges))
+
+
+def test_a_search_by_a_benchmark_reads_its_items_and_asks_its_judge_as_a_judge_stage_does() -> None:
+    graph = graph_of(judged())
+    node, reader = graph["merge/m"], graph["judge/m--arena--gpt"]
+    assert isinstance(node.params, MergeParams)
+    search = node.params.search
+    assert search is not None
+    assert (search.reward, search.prompts) == (None, 50)
+    assert search.judge is not None
+    assert search.judge.model_dump() == {name: getattr(reader.params, name) for name in search.judge.model_dump()}
+    assert list(node.inputs) == ["bench/arena"]
+    assert node.secrets == reader.secrets != {}
+    assert node.runtime.model_sections["model"] == reader.runtime.model_sections["model"] == "evaluation.judges[gpt]"
+    assert node.runtime.model_copy(update={"model_sections": {}}) == reader.runtime.model_copy(
+        update={"model_sections": {}}
+    )
+    assert graph["bench/arena"].params.model_dump()["development"] == 50
+
+
+def test_a_search_by_a_served_reward_has_its_accelerators_and_is_marked() -> None:
+    graph = graph_of(judged("self"), AUTOMATIC)
+    node, evaluate = graph["merge/m"], graph["evaluate"].params
+    assert [need.work.value for need in node.needs] == ["Generation", "Scoring"]
+    assert [need.work.value for need in graph_of(judged(), AUTOMATIC)["merge/m"].needs] == ["Generation"]
+    assert node.runtime.model_sections["serve_reward"] == "reward"
+    assert isinstance(evaluate, EvaluateParams)
+    assert {row.name: row.uses_reward for row in evaluate.systems}["m"] is True
+
+
+def test_the_row_of_a_search_by_a_benchmark_says_what_it_saw() -> None:
+    params = graph_of(judged())["evaluate"].params
+    assert isinstance(params, EvaluateParams)
+    row = next(row for row in params.systems if row.name == "m")
+    assert row.uses_reward is False
+    assert {name: value for name, value in row.choices.items() if name in {"search prompts", "search objective"}} == {
+        "search prompts": "50", "search objective": "arena by gpt, on items that no system is evaluated on",
+    }  # fmt: skip
+    assert "search reward" not in row.choices
+
+
+CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
+    "another judge": (judged("self"), True),
+    "another model of the judge": (judged(judges=[JUDGE | {"model": "gpt-2"}, SELF]), True),
+    "more development items": (judged(development=51), True),
+    "fewer items": (judged(limit=99), True),
+    "another endpoint, key and limits": (
+        judged(judges=[{"name": "gpt", "endpoint": "http://other/v1", "model": "gpt", "maxRequests": 9}, SELF]), False),
+    "other answers of the systems": (judged(sampling={"maxTokens": 9}), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "is_computed"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_search_runs_again_if_its_judge_or_its_items_change(changes: dict[str, Any], is_computed: bool) -> None:
+    assert (graph_of(changes)["merge/m"].hash != graph_of(judged())["merge/m"].hash) == is_computed
+
+
+def test_the_requests_of_a_search_are_counted_before_it_runs_and_compared_with_the_limit() -> None:
+    spec = parse_spec(merged(raw_spec(), judged()))
+    nodes = {str(node.id): node for node in build_graph(spec)}
+    # Two generations of eight candidates, 50 items, two orders of the answers; 450 items are left to evaluate.
+    assert requests_of(spec, nodes["merge/m"], {}) == 16 * 50 * 2
+    assert requests_of(spec, nodes["judge/m--arena--gpt"], {}) == 450 * 2
+    warning = (
+        "evaluation.judges[gpt].maxRequests is 700, and the search of merge/m needs 1600 requests, retries not "
+        "counted; a stage that may not send all of them fails. Raise it, or lower budget or prompts of the search."
+    )
+    assert [text for text in warnings_of(spec, list(nodes.values()), None, {}) if "the search" in text] == [warning]
+
+
+def test_pods_of_a_search_that_ask_an_endpoint_are_those_of_a_judge_for_network_policies() -> None:
+    experiment = make_experiment(**judged())
+    assert experiment.spec is not None
+    rendered = render_attempt(experiment, make_planned(experiment, "merge/m"), RenderSettings())
+    labels = next(item for item in rendered if item["kind"] == "Job")["spec"]["template"]["metadata"]["labels"]
+    assert labels["wrpo.ai/egress"] == "judge"
 
 
 STAGES = {

@@ -41,6 +41,7 @@ JUDGE = {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "g
          "apiKeySecretRef": {"name": "judges", "key": "token"}}  # fmt: skip
 LENGTH = {"name": "length", "reward": {"function": "mine:length"}}
 OTHER = LENGTH | {"name": "other"}
+BY_MT = {"search": {"objective": {"benchmark": "other", "judge": "gpt"}}}
 BASES: dict[str, JsonObject] = {
     "as short as can be": raw_spec(),
     "everything that has parts": raw_spec(
@@ -164,6 +165,19 @@ BASES: dict[str, JsonObject] = {
             }
         )
         for merge in ({"method": "DARE-TIES"}, {"method": "SCE"}, {"method": "SLERP"}, {"method": "TIES", "search": {}})
+    },
+    **{
+        f"a {next(iter(form))} searched by a judge": raw_spec(
+            evaluation={
+                "benchmarks": [ARENA | {"development": 90}, {"name": "other", "kind": "MTBench", "development": 40}],
+                "judges": [JUDGE | {"benchmarks": []}, {"name": "other", "serveReward": "main"}],
+                "systems": [{"name": "m", **form}],
+            }
+        )
+        for form in (
+            {"merge": {"method": "TIES", "models": ["qwen"], **BY_MT}},
+            {"fuse": {"sources": ["*"], "merge": {"method": "TIES", **BY_MT}}},
+        )
     },
     "fused models of warped tokens that are merged": raw_spec(
         evaluation={
