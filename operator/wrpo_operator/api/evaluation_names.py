@@ -457,7 +457,7 @@ _NAME_RULES: tuple[_NameRule, ...] = (
     _NameRule(
         _of_objectives(f"{_BENCHMARKS}.exists(b, b.name == {{0}}.benchmark && has(b.development) && !has(b.baseline))"),
         "a search sees development items of a benchmark and compares them with the baseline of the bundle; name a "
-        "benchmark, set its development to the number of items to set aside, and remove its baseline",
+        "benchmark that has development and no baseline",
         _undeveloped_benchmarks,
     ),
     _NameRule(
@@ -475,9 +475,8 @@ _NAME_RULES: tuple[_NameRule, ...] = (
             f" && (size(j.benchmarks) == 0 || {{0}}.benchmark in j.benchmarks))"
             f" && {_BENCHMARKS}.all(b, b.name != {{0}}.benchmark || b.kind != 'Custom' || has(b.protocol))"
         ),
-        "a search asks a judge with endpoint or serveReward that reads the benchmark, because candidates need the "
-        "accelerators of its pod; name such a judge, set protocol if the benchmark's kind is Custom, or set "
-        "search.reward to the name of a judge with a reward",
+        "a search asks a judge with endpoint or serveReward that reads the benchmark, whose kind Custom needs "
+        "protocol; name such a judge, or set search.reward to a judge with a reward",
         _unusable_judges,
     ),
     _NameRule(
