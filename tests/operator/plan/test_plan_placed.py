@@ -133,11 +133,12 @@ def test_a_stage_with_several_models_gets_accelerators_on_which_each_of_them_fit
     assert isinstance(two_models(TINY, FORTY, Inventory(groups=(L4,), source="one node")), DoesNotFit)
 
 
-def test_more_room_is_given_to_the_first_model_where_the_batches_of_the_reward_are_set() -> None:
-    first = two_models(FACTS, REWARD_8B, CLUSTER, reward={"batchTokens": 4096})
-    second = two_models(FACTS, REWARD_8B, CLUSTER, step=1, reward={"batchTokens": 4096})
-    assert (first.step, second.step) == (0, 1)
-    assert isinstance(two_models(FACTS, REWARD_8B, CLUSTER, step=40), DoesNotFit)
+def test_larger_accelerators_are_next_where_the_batches_of_the_reward_are_set() -> None:
+    larger = replace(H100, name="H200", memory_mib=143_771)
+    inventory = Inventory(groups=(H100, larger), source="two products")
+    ladder = [two_models(FACTS, REWARD_8B, inventory, step=step, reward={"batchTokens": 4096}) for step in range(3)]
+    assert [(way.accelerator, way.micro_batch_tokens) for way in ladder[:2]] == [("H100", 4096), ("H200", 4096)]
+    assert isinstance(ladder[2], DoesNotFit)
 
 
 FORTY = FACTS.model_copy(update={"parameters": 20_000_000_000, "weight_bytes": 40_000_000_000})
