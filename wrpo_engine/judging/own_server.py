@@ -45,6 +45,17 @@ class Served:
     """Value of the field."""
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How a server is started."""
+
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    """All of its variables."""
+    health: str
+    """URL that replies once the server is ready."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnServer:
     """A server that was ready."""
@@ -82,15 +93,13 @@ def end_of_server(code: int, lines: Sequence[str], served: Served, *, was_ready:
 
 @contextlib.contextmanager
 def running_server(
-    command: Sequence[str],
-    health: str,
-    environ: Mapping[str, str],
+    program: Program,
     served: Served,
     *,
     patience_s: float,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[OwnServer]:
-    """Run a server with these variables and yield it once its health URL replies; end it and its children in all cases.
+    """Run a server and yield it once its health URL replies; end it and its children in all cases.
 
     `check` is called while it starts, and may raise. A server that ends first raises what that means; one that is not
     ready in time is a TemporaryError.
@@ -98,10 +107,10 @@ def running_server(
     with tempfile.TemporaryDirectory(prefix="wrpo-judge-") as directory:
         path = Path(directory) / "server.log"
         with path.open("wb") as output:
-            process = spares.start(command, environ, output=output.fileno(), ends_with_parent=True)
+            process = spares.start(program.command, program.environ, output=output.fileno(), ends_with_parent=True)
         server = OwnServer(process=process, log_path=path, served=served)
         try:
-            _wait_until_healthy(server, health, patience_s=patience_s, check=check)
+            _wait_until_healthy(server, program.health, patience_s=patience_s, check=check)
             yield server
         finally:
             _end(process)

@@ -17,7 +17,7 @@ from wrpo_engine.contract.evaluation import BenchmarkJudge
 from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import resolve_model
 from wrpo_engine.judging.client import KEY_VARIABLE
-from wrpo_engine.judging.own_server import START_VARIABLE, OwnServer, Served, running_server
+from wrpo_engine.judging.own_server import START_VARIABLE, OwnServer, Program, Served, running_server
 from wrpo_engine.judging.section import judge_section
 from wrpo_engine.retrying import seconds_of
 from wrpo_engine.sampling.options import check_engine_args, pinned_formats
@@ -48,10 +48,9 @@ def serving(ctx: StageContext, params: BenchmarkJudge) -> Iterator[OwnJudge | No
         return
     port = _free_port()
     command = _vllm(ctx, params, port) if params.serve is not None else _reward_server(ctx, params, port)
+    environ = {name: value for name, value in {**os.environ, **ctx.environ}.items() if name not in _HIDDEN}
     with running_server(
-        command,
-        f"http://{_HOST}:{port}/health",
-        {name: value for name, value in {**os.environ, **ctx.environ}.items() if name not in _HIDDEN},
+        Program(command, environ, health=f"http://{_HOST}:{port}/health"),
         _served(ctx, params),
         patience_s=seconds_of(ctx.environ, START_VARIABLE, _START_S),
         check=ctx.stop.raise_if_requested,

@@ -31,15 +31,8 @@ def searched(ctx: StageContext, params: MergeParams, parents: Sequence[Parent]) 
     candidates = Candidates(ctx=ctx, params=params, parents=parents, groups=groups)
     start = params.weights * len(set(groups.values()))
     with _fitness(ctx, settings, params.seed, candidates) as fitness:
-        return search(
-            settings,
-            start,
-            seed=params.seed,
-            fitness=fitness,
-            memory=_Points(ctx, settings),
-            groups=groups,
-            measure=fitness.measure,
-        )
+        best, evaluated = search(settings, start, seed=params.seed, fitness=fitness, memory=_Points(ctx, settings))
+        return Found(groups=groups, best=best, evaluated=evaluated, measure=fitness.measure)
 
 
 def _fitness(

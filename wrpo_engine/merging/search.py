@@ -121,11 +121,10 @@ def search(
     seed: int,
     fitness: Fitness,
     memory: Memory,
-    groups: Groups,
-    measure: str = "",
-) -> Found:
-    """Return the best candidate of a search that begins around `start`; at most a generation more than the budget.
+) -> tuple[Point, int]:
+    """Return the best candidate of a search that begins around `start`, and the number of evaluated candidates.
 
+    That number exceeds the budget by less than a generation.
     `fitness` is called once for each point that `memory` lacks. DataError if it is not finite.
     The first candidate is `start` itself, so the outcome is no worse than no search.
     """
@@ -145,7 +144,7 @@ def search(
         generation += 1
         best = max([*([best] if best is not None else []), *points], key=lambda point: point.fitness)
     assert best is not None
-    return Found(groups=groups, best=best, evaluated=evaluated, measure=measure)
+    return best, evaluated
 
 
 def chosen(items: Sequence[BenchItem], count: int, seed: int) -> list[BenchItem]:

@@ -25,7 +25,7 @@ from support.patience import LIMIT_S, wait_until
 from wrpo_engine.config import Runtime
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, UsageError
-from wrpo_engine.judging.own_server import Served, running_server
+from wrpo_engine.judging.own_server import Program, Served, running_server
 from wrpo_engine.judging.server.batching import BatchingScorer
 from wrpo_engine.judging.server.command import main, read_calibration, reward_model
 from wrpo_engine.judging.server.http import JudgeServer
@@ -249,8 +249,8 @@ def test_a_stage_serves_a_reward_as_its_judge_and_the_server_ends_with_it(make_j
 
 def test_a_server_that_ends_early_is_reported_with_its_last_lines() -> None:
     def start(code: str, patience_s: float = LIMIT_S) -> None:
-        command, health = [sys.executable, "-c", code], "http://127.0.0.1:9/health"
-        with running_server(command, health, {}, Served(field="f", name="n"), patience_s=patience_s):
+        program = Program([sys.executable, "-c", code], {}, health="http://127.0.0.1:9/health")
+        with running_server(program, Served(field="f", name="n"), patience_s=patience_s):
             pass
 
     with pytest.raises(ConfigError, match=r"ended with exit code 78; its last lines:\nno such model") as final:
@@ -266,7 +266,7 @@ def test_a_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom wrpo_engine.judging import own_server\nown_server._is_healthy = lambda url: True\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(1000)']\n"
-        "with own_server.running_server(sleep, '', {}, None, patience_s=300) as server:\n"
+        "with own_server.running_server(own_server.Program(sleep, {}, ''), None, patience_s=300) as server:\n"
         "    print(server.process.pid, flush=True)\n    sys.stdin.read()\n"
     )
     parent = subprocess.Popen(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from wrpo_engine.contract.merging import MergeSearch
 from wrpo_engine.errors import DataError, Interrupted
 from wrpo_engine.merging import stage
-from wrpo_engine.merging.search import Fitness, Place, Point, candidate_weights, groups_of, search
+from wrpo_engine.merging.search import Fitness, Found, Place, Point, candidate_weights, groups_of, search
 
 NAMES = [f"model.layers.{layer}.mlp.weight" for layer in range(6)] + ["model.embed_tokens.weight", "lm_head.weight"]
 GROUPS = groups_of(NAMES, "Layer")
@@ -49,7 +49,8 @@ def distance(_place: Place, coefficients: Sequence[float]) -> float:
 
 
 def found(memory: Memory, fitness: Fitness = distance, **changes: Any) -> Any:
-    return search(settings(**changes), START, seed=3, fitness=fitness, memory=memory, groups=GROUPS)
+    best, evaluated = search(settings(**changes), START, seed=3, fitness=fitness, memory=memory)
+    return Found(groups=GROUPS, best=best, evaluated=evaluated)
 
 
 def test_a_search_improves_on_its_start_within_its_budget() -> None:
