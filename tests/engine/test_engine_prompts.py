@@ -41,7 +41,7 @@ WRITERS = {
 
 
 def values(path: Path | str, **fields: Any) -> Iterator[Any]:
-    default: dict[str, Any] = {"dataset": "d", "config": None, "split": "train", "column": "q"}
+    default: dict[str, Any] = {"dataset": "d", "revision": None, "config": None, "split": "train", "column": "q"}
     return read_values(PromptColumn(path=str(path), **default | fields))
 
 
@@ -72,10 +72,35 @@ def test_hub_data_sets_are_read_through_datasets(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(values("org/set", dataset="org/set", config="c", split="test")) == TEXTS
-    assert asked == [(("org/set", "c"), {"split": "test"})]
+    assert asked == [(("org/set", "c"), {"split": "test", "revision": None})]
     with pytest.raises(WrpoError) as error:
         list(values("org/set", dataset="org/set", split="test", column="text"))
     assert error.value.message == "prompts.column is 'text': org/set has no such column; its columns: q"
+
+
+def test_data_sets_of_the_hub_are_read_at_their_revisions(
+    tmp_path: Path, make_ctx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked: dict[str, str | None] = {}
+
+    def load_dataset(name: str, *_arguments: Any, revision: str | None, **_options: Any) -> datasets.Dataset:
+        asked[name] = revision
+        return datasets.Dataset.from_list([{"prompt": f"{name} {index}"} for index in range(4)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    pinned = {"dataset": "org/set", "revision": "a" * 40, "sft_fraction": 0.5}
+    held_out = {"evaluation_dataset": "org/held-out", "evaluation_revision": "v2", "evaluation_prompts": 1}
+    run(make_ctx({"stage": "prepare", **pinned, **held_out}))
+    assert asked == {"org/set": "a" * 40, "org/held-out": "v2"}
+
+    def no_such_revision(*_arguments: Any, **_options: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("Revision 'b' doesn't exist for dataset 'org/set' on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", no_such_revision)
+    with pytest.raises(WrpoError, match="there is no such data set on the hub at revision 'b', or it is private"):
+        list(values("org/set", dataset="org/set", revision="b"))
 
 
 def test_a_hub_data_set_that_is_not_there_offline_is_named() -> None:

@@ -10,11 +10,16 @@ from wrpo_engine.contract.base import Declared, Role
 from wrpo_engine.contract.types import Backend, BatchTokens, Dtype, Name, Ratio, Revision, Seed, Text, Tokens
 
 
-class PinnedFields(Declared, role=Role.COMPUTED):
-    """Exact version of a model."""
+class VersionFields(Declared, role=Role.COMPUTED):
+    """Version of what a hub has."""
 
     revision: Revision | None = None
     """Commit, tag or branch of a hub id. Unset: the default branch as it is when a stage runs. Refused for paths."""
+
+
+class PinnedFields(VersionFields, role=Role.COMPUTED):
+    """Exact version of a model."""
+
     trust_remote_code: bool = False
     """Run Python code of the model's repository. A hub id then needs a 40-digit commit as its revision, so that the
     code cannot change later."""
@@ -42,7 +47,7 @@ class ModelUse(TemplateFields, role=Role.COMPUTED):
     """System message before every prompt that has none. Unset: none."""
 
 
-class PromptFields(Declared, role=Role.COMPUTED):
+class PromptFields(VersionFields, role=Role.COMPUTED):
     """Selection and split of the prompts."""
 
     dataset: str

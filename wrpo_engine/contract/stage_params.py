@@ -10,6 +10,7 @@ from wrpo_engine.contract.base import Role, StageParams
 from wrpo_engine.contract.data import ChoiceFields, ModelUse, PromptFields, ReportFields, RowRules, ScoreFields
 from wrpo_engine.contract.references import ModelRef, RewardModel
 from wrpo_engine.contract.sampling import PartFields, SourceFields
+from wrpo_engine.contract.types import Revision
 
 
 class PrepareParams(PromptFields, StageParams, role=Role.COMPUTED):
@@ -19,6 +20,8 @@ class PrepareParams(PromptFields, StageParams, role=Role.COMPUTED):
     evaluation_prompts: int = Field(default=0, ge=0)
     """Held-out prompts, taken before the SFT split, from `evaluation_dataset` if set, else from `dataset`."""
     evaluation_dataset: str | None = None
+    evaluation_revision: Revision | None = None
+    """Version of `evaluation_dataset`."""
 
 
 class FetchParams(StageParams, role=Role.COMPUTED):

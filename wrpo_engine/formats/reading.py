@@ -19,7 +19,7 @@ from wrpo_engine.formats.questions import CONTEXT_COLUMNS, PROMPT_COLUMNS
 from wrpo_engine.formats.rows import NEEDED, TOKENS, TRIPLES, Reading, Triples, read_rows
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
-from wrpo_engine.hub.data import load_from_hub
+from wrpo_engine.hub.data import HubData, load_from_hub
 from wrpo_engine.text.conversations import id_of
 
 log = logging.getLogger("wrpo_engine")
@@ -175,7 +175,7 @@ def _keys(objects: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
 def _from_hub(name: str, split: str, config: str | None) -> pl.DataFrame:
     if name.startswith(("/", ".")) or name.count("/") != 1 or name.endswith(TABLES):
         raise DataError(f"there is no file or directory {name}", code="DatasetNotFound", hint="Check the path.")
-    rows = load_from_hub(name, config=config, split=split, field="IN", split_field=_SPLIT_FIELD)
+    rows = load_from_hub(HubData(name, config=config), split=split, field="IN", split_field=_SPLIT_FIELD)
     with damaged_named(name):
         table: pl.DataFrame = rows.to_polars()
     return table

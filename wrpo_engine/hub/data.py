@@ -35,21 +35,31 @@ class HubDataFault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HubData:
+    """A data set of a hub."""
+
+    name: str
+    revision: str | None = None
+    """Commit, tag or branch. None: the default branch."""
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """A data set and a split of it, and the fields in which the user named them."""
 
-    name: str
+    data: HubData
     split: str
     field: str
     split_field: str
 
 
-def load_from_hub(name: str, *, config: str | None = None, split: str, field: str, split_field: str) -> Any:
+def load_from_hub(data: HubData, *, split: str, field: str, split_field: str) -> Any:
     """Return the `datasets.Dataset` of a hub id. `field` is where the user wrote it, `split_field` where the split."""
     from datasets import load_dataset
 
-    with _named_faults(_Asked(name, split, field, split_field)):
-        return load_dataset(name, config, split=split)
+    with _named_faults(_Asked(data, split, field, split_field)):
+        return load_dataset(data.name, data.config, split=split, revision=data.revision)
 
 
 def hub_files(name: str, patterns: Sequence[str], *, patience: HubPatience, field: str) -> Path:
@@ -59,7 +69,7 @@ def hub_files(name: str, patterns: Sequence[str], *, patience: HubPatience, fiel
     def request() -> str:
         return snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns))
 
-    with _named_faults(_Asked(name, name, field, field)):
+    with _named_faults(_Asked(HubData(name), name, field, field)):
         return Path(patience.call(f"downloading the data set {name}", request))
 
 
@@ -85,13 +95,13 @@ def _named_faults(asked: _Asked) -> Iterator[None]:
 
 def _refusal(fault: HubDataFault, said: str, asked: _Asked) -> WrpoError:
     """Return the error for the user; `said` is the library's own message."""
-    name, field = asked.name, asked.field
+    name, field = asked.data.name, asked.field
     match fault:
         case HubDataFault.NOT_FOUND:
             return ConfigError(
                 field,
                 name,
-                "there is no such data set on the hub, or it is private",
+                f"there is no such data set on the hub{_at(asked.data.revision)}, or it is private",
                 "Check the spelling; of a file or directory write the path, or storage://PATH. A private or gated one "
                 "needs a token (HF_TOKEN).",
                 code="DatasetNotFound",
@@ -126,6 +136,10 @@ def _refusal(fault: HubDataFault, said: str, asked: _Asked) -> WrpoError:
             return ConfigError(field, name, rule, "Put its rows on the storage as JSON lines or Parquet.")
         case _:
             assert_never(fault)
+
+
+def _at(revision: str | None) -> str:
+    return "" if revision is None else f" at revision {revision!r}"
 
 
 def _fault_of(error: Exception) -> HubDataFault | None:

@@ -15,7 +15,7 @@ from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.formats.prompt_columns import HISTORY
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
-from wrpo_engine.hub.data import load_from_hub
+from wrpo_engine.hub.data import HubData, load_from_hub
 from wrpo_engine.prompts.asked import with_history
 
 log = logging.getLogger("wrpo_engine")
@@ -32,6 +32,8 @@ class PromptColumn:
     """What the experiment says, for messages."""
     path: str
     """What it resolves to: absolute for local files."""
+    revision: str | None
+    """Of a hub id."""
     config: str | None
     split: str
     column: str
@@ -49,7 +51,8 @@ def read_values(source: PromptColumn) -> Iterator[Any]:
     dataset, column, field = source.dataset, source.column, source.field
     local = Path(source.path)
     if not local.is_absolute():
-        rows = load_from_hub(dataset, config=source.config, split=source.split, field=field, split_field=_SPLIT_FIELD)
+        hub = HubData(dataset, revision=source.revision, config=source.config)
+        rows = load_from_hub(hub, split=source.split, field=field, split_field=_SPLIT_FIELD)
         yield from _data_set_values(rows, column, dataset, field)
         return
     if not local.exists():

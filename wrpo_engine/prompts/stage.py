@@ -61,6 +61,7 @@ def _read(ctx: StageContext, params: PrepareParams, dataset: str, *, field: str 
             PromptColumn(
                 dataset=dataset,
                 path=ctx.resolve_path(dataset),
+                revision=params.revision if own else params.evaluation_revision,
                 config=params.config if own else None,
                 split=params.split,
                 column=params.column,

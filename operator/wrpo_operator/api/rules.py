@@ -33,7 +33,9 @@ from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_err
 from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.sections import (
     AdditionalReward,
+    EvaluationPrompts,
     PinnedModel,
+    Prompts,
     Reward,
     RewardSource,
     Source,
@@ -189,6 +191,13 @@ RULES: tuple[Rule, ...] = (
         "!has(self.revision) || !(self.model.startsWith('/') || self.model.startsWith('storage://'))",
         "revision has no effect on a path; remove it, or give a hub id as model",
         lambda m: m.revision is None or not _is_path(m),
+    ),
+    Rule(
+        (Prompts, EvaluationPrompts),
+        "!has(self.revision) ||"
+        " (has(self.dataset) && !self.dataset.startsWith('/') && !self.dataset.startsWith('storage://'))",
+        "revision has an effect only on a hub id; remove it, or give a hub id as dataset",
+        lambda m: m.revision is None or (m.dataset is not None and is_hub_id(m.dataset)),
     ),
     Rule(
         _REWARDS,

@@ -17,6 +17,7 @@ from wrpo_engine.contract.data import (
     ScoreFields,
     TemplateFields,
     TripleFields,
+    VersionFields,
 )
 from wrpo_engine.contract.sampling import PartFields, ShardExecution, SourceExecution, SourceFields
 from wrpo_engine.contract.storage import S3Fields, VolumeFields
@@ -65,7 +66,7 @@ class Source(SourceShards, Target):
     """Resources of this source's sampling pods. Unset: spec.resources.sample."""
 
 
-class EvaluationPrompts(SpecModel, role=Role.COMPUTED):
+class EvaluationPrompts(VersionFields, SpecModel, role=Role.COMPUTED):
     """Held-out prompts, which are excluded from training."""
 
     prompts: int = Field(default=200, ge=0, le=1000000)

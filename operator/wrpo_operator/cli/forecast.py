@@ -11,6 +11,7 @@ from wrpo_engine.config import (
     FetchParams,
     InspectParams,
     ModelRef,
+    PrepareParams,
     RewardModel,
     SampleParams,
     ScoreParams,
@@ -137,8 +138,8 @@ def forecast(
 
 
 def _unpinned(known: Known, nodes: Iterable[StageNode]) -> Iterator[str]:
-    """Yield one sentence about the models whose branch may move between two runs, with commits to pin them to."""
-    used = [(node, model) for node in nodes for model in _hub_models(node.params)]
+    """Yield one sentence about what is read from a branch that may move between two runs, with commits to pin it to."""
+    used = [(node, model) for node in nodes for model in _on_the_hub(node.params)]
     names = sorted({name for _, (name, revision) in used if revision is None})
     if not names:
         return
@@ -148,21 +149,24 @@ def _unpinned(known: Known, nodes: Iterable[StageNode]) -> Iterator[str]:
     pins = "; ".join(f"{name} {commit}" for name, commit in commits.items() if commit)
     yield (
         f"{listed(names)} {'has' if len(names) == 1 else 'have'} no revision, so that a later run may read other "
-        "weights. To repeat a run, set revision to a commit of 40 digits; `wrpo status -o wide` shows those that a run "
+        "data. To repeat a run, set revision to a commit of 40 digits; `wrpo status -o wide` shows those that a run "
         f"has read.{f' Known commits: {pins}.' if pins else ''}"
     )
 
 
-def _hub_models(value: object) -> Iterator[tuple[str, str | None]]:
-    """Yield (hub id, revision) of all models in a stage's parameters."""
+def _on_the_hub(value: object) -> Iterator[tuple[str, str | None]]:
+    """Yield (hub id, revision) of all models and data sets in a stage's parameters."""
     if isinstance(value, tuple):
         for item in value:
-            yield from _hub_models(item)
+            yield from _on_the_hub(item)
     elif isinstance(value, BaseModel):
         if isinstance(value, ModelRef | RewardModel) and value.name is not None and is_hub_id(value.name):
             yield value.name, value.revision
+        if isinstance(value, PrepareParams):
+            prompts = ((value.dataset, value.revision), (value.evaluation_dataset, value.evaluation_revision))
+            yield from ((name, revision) for name, revision in prompts if name is not None and is_hub_id(name))
         for field_name in type(value).model_fields:
-            yield from _hub_models(getattr(value, field_name))
+            yield from _on_the_hub(getattr(value, field_name))
 
 
 def _choose(known: Known, node: StageNode) -> Placement | DoesNotFit | None:

@@ -49,6 +49,7 @@ def prepare(spec: ExperimentSpec) -> PrepareParams:
         values_of(spec.prompts),
         evaluation_prompts=held_out.prompts,
         evaluation_dataset=held_out.dataset,
+        evaluation_revision=held_out.revision,
     )
 
 

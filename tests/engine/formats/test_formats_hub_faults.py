@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wrpo_engine.errors import WrpoError
-from wrpo_engine.hub.data import load_from_hub
+from wrpo_engine.hub.data import HubData, load_from_hub
 
 
 def generation_error() -> Exception:
@@ -59,6 +59,6 @@ def test_a_fault_of_a_hub_data_set_is_named(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(WrpoError) as error:
-        load_from_hub("org/set", split="dev", field="IN", split_field="--split")
+        load_from_hub(HubData("org/set"), split="dev", field="IN", split_field="--split")
     assert (error.value.exit_code, error.value.message.startswith(said)) == (code, True), error.value.message
     assert error.value.hint

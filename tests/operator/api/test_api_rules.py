@@ -357,6 +357,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"sources": [SOURCE | {"trustRemoteCode": True}]}, "needs a pinned revision"),
     "a revision of a path": (
         {"target": {"model": "/models/a", "revision": "main"}}, "revision has no effect on a path"),
+    "a revision of a file of prompts": (
+        {"prompts": {"dataset": "/data/prompts.jsonl", "revision": "main"}}, "give a hub id as dataset"),
+    "a revision of the same held-out prompts": (
+        {"prompts": {"evaluation": {"revision": "main"}}}, "give a hub id as dataset"),
     "two rewards in one": (
         {"reward": {"function": "a:b"}}, "a reward must have exactly one of model, function and endpoint"),
     "a further reward without any": (

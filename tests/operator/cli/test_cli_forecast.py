@@ -42,7 +42,7 @@ from wrpo_operator.sizing.requests import GenerationRequest
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
 PAPER = ROOT / "examples" / "paper-wrpo-dpo.yaml"
-UNPINNED = "no revision, so that a later run may read other weights"
+UNPINNED = "no revision, so that a later run may read other data"
 SIZES = ("shards", "resources", "sampling")
 CONFIG: JsonObject = {
     "model_type": "llama",
@@ -488,14 +488,14 @@ def test_models_without_a_revision_are_named_once_and_their_commits_offered(
     unpinned.write_text(re.sub(r"^ *revision: .*\n", "", PAPER.read_text(), flags=re.MULTILINE), encoding="utf-8")
     warned = [line for line in plan("-f", str(unpinned)).splitlines() if UNPINNED in line]
     assert warned[0].startswith(
-        "Warning: 01-ai/Yi-1.5-34B-Chat, Qwen/Qwen2-72B-Instruct, RLHFlow/ArmoRM-Llama3-8B-v0.1 and 8 more have no"
+        "Warning: 01-ai/Yi-1.5-34B-Chat, Qwen/Qwen2-72B-Instruct, RLHFlow/ArmoRM-Llama3-8B-v0.1 and 9 more have no"
     )
     assert " Known commits: 01-ai/Yi-1.5-34B-Chat fa4ffba162f20948bf77c2a30eca952bf0812b7f; Qwen/" in warned[0]
     assert "DeepSeek" not in warned[0]
     spec: JsonObject = {
         "target": {"model": "org/model"},
         "sources": [{"name": "one", "model": "org/model", "revision": COMMIT}],
-        "prompts": {"dataset": "org/prompts", "column": "text", "limit": 600},
+        "prompts": {"dataset": "org/prompts", "revision": "v1", "column": "text", "limit": 600},
         "reward": {"function": "rewards:score"},
         "accelerator": {"memoryGiB": 80},
         "storage": {"volume": {"claimName": "data"}},

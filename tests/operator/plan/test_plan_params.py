@@ -71,6 +71,7 @@ BASES: dict[str, JsonObject] = {
         target={"model": "/models/target"},
         sources=[{"name": "qwen", "model": "/models/qwen"}],
     ),
+    "held-out prompts of a hub": raw_spec(prompts={"evaluation": {"dataset": "org/held-out"}}),
     "an evaluation by an endpoint": raw_spec(
         evaluation={
             "benchmarks": [ALPACA, ARENA],

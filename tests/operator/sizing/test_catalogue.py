@@ -21,7 +21,7 @@ UNPINNED = {
     "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
     "llm-blender/PairRM-hf",
 }
-"""Models of examples and README whose commits are not known."""
+"""What the examples and README read from the hub at commits that are not known."""
 PUBLISHED = [name for name, known in known_models().items() if known.published is not None]
 
 
@@ -74,7 +74,7 @@ def test_a_commit_is_known_by_at_least_two_files_whatever_the_case_of_the_hub_id
 
 
 def examples() -> Iterator[tuple[str, JsonObject]]:
-    """Yield (place, object) of everything in the examples and in README's experiment that names a model of the hub."""
+    """Yield (place, object) of everything in the examples and in README's experiment that the hub has."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.yaml")}
     blocks = re.findall(
         r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
@@ -82,25 +82,31 @@ def examples() -> Iterator[tuple[str, JsonObject]]:
     texts |= {f"README.md[{index}]": block for index, block in enumerate(blocks)}
     for name, text in texts.items():
         for document in yaml.safe_load_all(text):
-            yield from ((name, found) for found in models_in(document))
+            yield from ((name, found) for found in on_the_hub(document))
 
 
-def models_in(value: object) -> Iterator[JsonObject]:
+def hub_id(section: JsonObject) -> str | None:
+    """Return what a section reads from the hub."""
+    ids = [section[key] for key in ("model", "dataset") if isinstance(section.get(key), str)]
+    return next(filter(is_hub_id, ids), None)
+
+
+def on_the_hub(value: object) -> Iterator[JsonObject]:
     if isinstance(value, dict):
-        if isinstance(value.get("model"), str) and is_hub_id(value["model"]):
+        if hub_id(value) is not None:
             yield value
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from models_in(item)
+            yield from on_the_hub(item)
 
 
-def test_models_of_the_examples_are_pinned_to_the_catalogue_and_only_unknown_ones_are_not() -> None:
+def test_models_and_data_sets_of_the_examples_are_pinned_to_the_catalogue_and_only_unknown_ones_are_not() -> None:
     found = list(examples())
     assert {name for name, _ in found} == {
         "README.md[0]", "ablations.yaml", "fusion.yaml", "main.yaml", "objectives.yaml", "paper-wrpo-dpo.yaml",
         "sources.yaml",
     }  # fmt: skip
-    wrong = [(name, model) for name, model in found if model.get("revision") != known_commit(model["model"])]
+    wrong = [(name, each) for name, each in found if each.get("revision") != known_commit(str(hub_id(each)))]
     assert wrong == []
-    assert {model["model"] for _, model in found if "revision" not in model} == UNPINNED
+    assert {hub_id(each) for _, each in found if "revision" not in each} == UNPINNED
