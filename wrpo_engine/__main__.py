@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -146,7 +148,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments and arguments[0] in TOOLS:
         prepare_environment(os.environ)
         sys.exit(importlib.import_module(TOOLS[arguments[0]][0]).main(arguments[1:]))
+    is_rank = False
     try:
+        is_rank = _is_rank(arguments)
         code = command().main(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -156,7 +160,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = ExitCode.INTERRUPTED
     except ConfigError as error:
         code = _refused(error, os.environ)
+    if is_rank:
+        _end_rank(code or 0)
     sys.exit(code or 0)
+
+
+def _is_rank(arguments: Sequence[str]) -> bool:
+    from wrpo_engine.contract.definition import Shape
+    from wrpo_engine.contract.stages import STAGES
+
+    return bool(arguments) and arguments[0] in STAGES and STAGES[arguments[0]].shape is Shape.TRAINING
+
+
+def _end_rank(code: int) -> NoReturn:
+    """End a rank's process once its exit handlers have run, without the finalization of the interpreter.
+
+    Threads of gloo may outlive their process group. If one of them releases a tensor during the finalization, the
+    process aborts (pytorch/pytorch issue 190489), and a rank whose work is committed counts as failed.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 (there is no public name; os._exit alone would skip them)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _refused(error: ConfigError, environ: Mapping[str, str]) -> int:

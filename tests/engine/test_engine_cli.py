@@ -352,6 +352,28 @@ def test_a_signal_ends_the_stage_with_143(engine: Engine, number: signal.Signals
     assert "interrupted: stopped on request; finished work is kept and the next attempt continues" in errors
 
 
+ABORTS_AT_THE_END = """
+import atexit, os, sys
+from wrpo_engine.__main__ import main
+
+class Aborts:
+    def __del__(self):
+        os.abort()
+
+aborts = Aborts()
+atexit.register(print, "closed")
+main([sys.argv[1], "--config", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(("stage", "code"), [("train", 64), ("prepare", -signal.SIGABRT)])
+def test_a_rank_ends_with_its_code_whatever_aborts_the_interpreter_after_it(
+    tmp_path: Path, stage: str, code: int
+) -> None:
+    ran = command("-c", ABORTS_AT_THE_END, stage, str(tmp_path / "none.json"))
+    assert (ran.returncode, ran.stdout) == (code, "closed\n")
+
+
 WITHIN_A_PRINT = """
 import io, os, signal, sys
 from wrpo_engine.running import install_signal_handlers
