@@ -29,6 +29,8 @@ from typing import Any, NoReturn, Protocol
 from wrpo_engine.process import warm
 
 _PROGRAM = "wrpo_engine"
+_NAME = b"wrpo-engine"
+"""What `ps` shows of a spare that runs the program."""
 _WAITING: list[_Spare] = []
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -190,7 +192,7 @@ def _serve(connection: socket.socket) -> NoReturn:
 
 
 def _run(arguments: Sequence[str]) -> NoReturn:
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, Path(sys.executable).name.encode()[:15])
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     warm.adopt(os.environ)
