@@ -24,6 +24,8 @@ from wrpo_engine.quickstart.store import Assets, Recipe
 AT_ONCE = 2
 """Each build holds up to 2 GiB."""
 _POLL_S = 1.0
+_END_S = 30.0
+"""Patience with a process that has built its model: it only ends."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 Build = Callable[[Path, OnStep], str | None]
@@ -150,6 +152,8 @@ def run_apart(build: Build, out: Path, on_step: OnStep, *, threads: ctypes.c_int
                 case Exception() as error:
                     raise error
                 case said:
+                    # Ended by a signal, it leaves semaphores, of which Python warns on the terminal.
+                    process.join(_END_S)
                     return None if said is None else str(said)
     except EOFError:
         process.join()
