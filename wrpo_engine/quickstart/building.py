@@ -25,7 +25,7 @@ AT_ONCE = 2
 """Each build holds up to 2 GiB."""
 _POLL_S = 1.0
 _END_S = 30.0
-"""Patience with a process that has built its model: it only ends."""
+"""Limit in seconds for the end of a process that has built its model."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 Build = Callable[[Path, OnStep], str | None]
