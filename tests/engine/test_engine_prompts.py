@@ -41,7 +41,7 @@ WRITERS = {
 
 
 def values(path: Path | str, **fields: Any) -> Iterator[Any]:
-    default: dict[str, Any] = {"dataset": "d", "revision": None, "config": None, "split": "train", "column": "q"}
+    default: dict[str, Any] = {"dataset": "d", "config": None, "split": "train", "column": "q"}
     return read_values(PromptColumn(path=str(path), **default | fields))
 
 

@@ -32,11 +32,11 @@ class PromptColumn:
     """What the experiment says, for messages."""
     path: str
     """What it resolves to: absolute for local files."""
-    revision: str | None
-    """Of a hub id."""
     config: str | None
     split: str
     column: str
+    revision: str | None = None
+    """Of a hub id."""
     field: str = "prompts.dataset"
     """Of the spec: the data set."""
     only_split: bool = False

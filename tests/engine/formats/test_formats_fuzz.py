@@ -46,11 +46,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def as_prompts(path: Path) -> None:
-    cleaned = clean(
-        read_values(
-            PromptColumn(dataset="d", path=str(path), revision=None, config=None, split="train", column="prompt")
-        )
-    )
+    cleaned = clean(read_values(PromptColumn(dataset="d", path=str(path), config=None, split="train", column="prompt")))
     rows = {"prompt_id": [row.prompt_id for row in cleaned.prompts], "prompt": [row.prompt for row in cleaned.prompts]}
     pl.DataFrame(rows, schema=records.PROMPTS).write_parquet(io.BytesIO())
 
