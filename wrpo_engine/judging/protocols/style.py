@@ -96,29 +96,6 @@ def style_control(battles: Sequence[StyledBattle]) -> StyleControl:
     )
 
 
-def style_control_2025(battles: Sequence[StyledBattle]) -> StyleControl:
-    """Return ratings with style as a feature, as the leaderboard of v2.0 has them, at the maximum of the likelihood.
-
-    The original ends after 50 short steps, within 0.5 % of it, and prints the median of 100 resamples.
-    """
-    models = sorted({battle.model for battle in battles})
-    styles = np.array([density_style(battle.model_style, battle.baseline_style) for battle in battles])
-    mean, deviation = styles.mean(axis=0), styles.std(axis=0, ddof=1)
-    spread = np.where(deviation > _ALIKE, deviation, 1.0)
-    players = np.array([[battle.model == model for model in models] for battle in battles], dtype=np.float64)
-    fit = Fit(
-        features=np.concatenate([(styles - mean) / spread, players], axis=1),
-        outcomes=np.array([battle.outcome for battle in battles]),
-    )
-    coefficients, strengths = np.split(fit.coefficients(), [styles.shape[1]])
-    unit = _SCALE / math.log(_BASE)
-    return StyleControl(
-        ratings={model: float(unit * strength) for model, strength in zip(models, strengths, strict=True)},
-        coefficients=tuple(float(value) for value in coefficients),
-        mean_style_rating=float(unit * (coefficients @ (mean / spread))),
-    )
-
-
 def style_fit(styles: Floats, outcomes: Floats, battles: Floats) -> Fit | None:
     """Return the fit of 2025 with one row a question, for the score at equal style; None if there is none.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from support.protocol_cases import ARENA, MARKED, ask_all, golden, item, judge, summary_of, verdict
 
 from wrpo_engine.bundles.markdown import markdown_counts
+from wrpo_engine.comparison.length_control import LengthControl
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Outcome, Reply, Transcript, Verdict
 from wrpo_engine.judging.protocols import Baseline, protocol_of
 from wrpo_engine.judging.protocols.arena_hard import ArenaHard
 from wrpo_engine.judging.protocols.arena_verdicts import game_of, label_2024, label_2025, match_2025
-from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_control_2025, style_of
+from wrpo_engine.judging.protocols.style import StyleControl, StyledBattle, density_style, style_control, style_of
 
 GOLDEN = golden("arena_hard")
 V01 = GOLDEN["v01"]
@@ -129,6 +130,29 @@ def battles_of_board() -> list[StyledBattle]:
             battle = StyledBattle(model=model, outcome=game.score, model_style=own, baseline_style=base)
             battles += [battle] * game.weight
     return battles
+
+
+def style_control_2025(battles: Sequence[StyledBattle]) -> StyleControl:
+    """Return ratings with style as a feature, as the leaderboard of v2.0 has them, at the maximum of the likelihood.
+
+    The original ends after 50 short steps, within 0.5 % of it, and prints the median of 100 resamples.
+    """
+    models = sorted({battle.model for battle in battles})
+    styles = np.array([density_style(battle.model_style, battle.baseline_style) for battle in battles])
+    mean, deviation = styles.mean(axis=0), styles.std(axis=0, ddof=1)
+    spread = np.where(deviation > 1e-9, deviation, 1.0)
+    players = np.array([[battle.model == model for model in models] for battle in battles], dtype=np.float64)
+    fit = LengthControl(
+        features=np.concatenate([(styles - mean) / spread, players], axis=1),
+        outcomes=np.array([battle.outcome for battle in battles]),
+    )
+    coefficients, strengths = np.split(fit.coefficients(), [styles.shape[1]])
+    unit = 400 / math.log(10)
+    return StyleControl(
+        ratings={model: float(unit * strength) for model, strength in zip(models, strengths, strict=True)},
+        coefficients=tuple(float(value) for value in coefficients),
+        mean_style_rating=float(unit * (coefficients @ (mean / spread))),
+    )
 
 
 def test_style_control_of_2025_is_that_of_the_leaderboard() -> None:
